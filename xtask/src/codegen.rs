@@ -8,9 +8,9 @@
 //! nothing; otherwise the files are copied. `mod.rs` files are written by hand and left alone.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fs, io};
 
 use protox::prost_reflect::prost_types::DescriptorProto;
 use tonic_prost_build::{Config, FileDescriptorSet};
@@ -43,7 +43,8 @@ pub fn run(args: &[String]) -> Outcome {
         _ => return Err("usage: cargo xtask codegen [--check]".into()),
     };
     let root = workspace_root();
-    let fresh = tempfile::tempdir()?;
+    let fresh = tempfile::tempdir()
+        .map_err(|error| format!("cannot make a temporary directory: {error}"))?;
     generate(&root, fresh.path())?;
 
     let mut changes = Vec::new();
@@ -61,8 +62,7 @@ pub fn run(args: &[String]) -> Outcome {
         return Err(format!(
             "{} generated file(s) are out of date; run `cargo xtask codegen`",
             changes.len()
-        )
-        .into());
+        ));
     }
     for change in changes {
         change.carry_out()?;
@@ -80,14 +80,15 @@ fn generate(root: &Path, out: &Path) -> Outcome {
         .collect();
 
     let messages = out.join(MESSAGES_DIR);
-    fs::create_dir_all(&messages)?;
+    create_dir(&messages)?;
     Config::new()
         .bytes(["."])
         .out_dir(&messages)
-        .compile_fds(descriptors.clone())?;
+        .compile_fds(descriptors.clone())
+        .map_err(|error| format!("cannot generate code: {error}"))?;
     for (dir, half) in [(SERVERS_DIR, Half::Server), (CLIENTS_DIR, Half::Client)] {
         let dir = out.join(dir);
-        fs::create_dir_all(&dir)?;
+        create_dir(&dir)?;
         let mut builder = tonic_prost_build::configure()
             .out_dir(&dir)
             .build_server(half == Half::Server)
@@ -96,15 +97,17 @@ fn generate(root: &Path, out: &Path) -> Outcome {
             builder =
                 builder.extern_path(format!(".{package}"), format!("::kvstore::pb::{package}"));
         }
-        builder.compile_fds(descriptors.clone())?;
+        builder
+            .compile_fds(descriptors.clone())
+            .map_err(|error| format!("cannot generate code: {error}"))?;
     }
 
     let mut files = Vec::new();
     for dir in [MESSAGES_DIR, SERVERS_DIR, CLIENTS_DIR] {
         for name in rust_files(&out.join(dir))? {
             let path = out.join(dir).join(name);
-            let text = fs::read_to_string(&path)?;
-            fs::write(&path, with_header(&text))?;
+            let text = read(&path)?;
+            write(&path, &with_header(&text))?;
             files.push(path);
         }
     }
@@ -112,16 +115,13 @@ fn generate(root: &Path, out: &Path) -> Outcome {
 }
 
 /// Compiles every .proto file of `dir`, with field names made fit for Rust.
-fn compile_protos(dir: &Path) -> Result<FileDescriptorSet, Box<dyn std::error::Error>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".proto") {
-            names.push(name);
-        }
-    }
-    names.sort();
-    let mut descriptors = protox::compile(&names, [dir])?;
+fn compile_protos(dir: &Path) -> Outcome<FileDescriptorSet> {
+    let names: Vec<String> = file_names(dir)?
+        .into_iter()
+        .filter(|name| name.ends_with(".proto"))
+        .collect();
+    let mut descriptors = protox::compile(&names, [dir])
+        .map_err(|error| format!("{}: {error}", error.file().unwrap_or(PROTO_DIR)))?;
     for file in &mut descriptors.file {
         file.message_type.iter_mut().for_each(rename_fields);
     }
@@ -161,27 +161,43 @@ fn format_files(files: &[PathBuf]) -> Outcome {
         .status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("rustfmt failed on generated code: {status}").into()),
+        Ok(status) => Err(format!("rustfmt failed on generated code: {status}")),
         Err(error) => Err(format!(
             "cannot run rustfmt ({error}); install it with `rustup component add rustfmt`"
-        )
-        .into()),
+        )),
     }
 }
 
 /// Names of the generated .rs files in `dir`; none if there is no such directory.
-fn rust_files(dir: &Path) -> Result<BTreeSet<String>, Box<dyn std::error::Error>> {
-    let mut names = BTreeSet::new();
+fn rust_files(dir: &Path) -> Outcome<BTreeSet<String>> {
     if !dir.exists() {
-        return Ok(names);
+        return Ok(BTreeSet::new());
     }
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".rs") && name != "mod.rs" {
-            names.insert(name);
-        }
-    }
+    let mut names = file_names(dir)?;
+    names.retain(|name| name.ends_with(".rs") && name != "mod.rs");
     Ok(names)
+}
+
+/// Names of everything in `dir`.
+fn file_names(dir: &Path) -> Outcome<BTreeSet<String>> {
+    let entries: io::Result<Vec<_>> = fs::read_dir(dir).and_then(Iterator::collect);
+    let entries = entries.map_err(|error| format!("cannot list {}: {error}", dir.display()))?;
+    Ok(entries
+        .iter()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
+}
+
+fn create_dir(path: &Path) -> Outcome {
+    fs::create_dir_all(path).map_err(|error| format!("cannot create {}: {error}", path.display()))
+}
+
+fn read(path: &Path) -> Outcome<String> {
+    fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Outcome {
+    fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// One file that is not as it should be.
@@ -212,34 +228,30 @@ impl Change {
     /// Makes the checked-in file the generated one.
     fn carry_out(self) -> Outcome {
         match self.wanted {
-            Some(wanted) => fs::write(self.path, wanted)?,
-            None => fs::remove_file(self.path)?,
+            Some(wanted) => write(&self.path, &wanted),
+            None => fs::remove_file(&self.path)
+                .map_err(|error| format!("cannot remove {}: {error}", self.path.display())),
         }
-        Ok(())
     }
 }
 
 /// Compares the checked-in files of one directory with the fresh ones.
-fn compare_dirs(
-    shown: &str,
-    present: &Path,
-    fresh: &Path,
-) -> Result<Vec<Change>, Box<dyn std::error::Error>> {
+fn compare_dirs(shown: &str, present: &Path, fresh: &Path) -> Outcome<Vec<Change>> {
     let present_names = rust_files(present)?;
     let fresh_names = rust_files(fresh)?;
     let mut changes = Vec::new();
     for name in present_names.union(&fresh_names) {
-        let read = |dir: &Path, names: &BTreeSet<String>| {
+        let content = |dir: &Path, names: &BTreeSet<String>| {
             names
                 .contains(name)
-                .then(|| fs::read_to_string(dir.join(name)))
+                .then(|| read(&dir.join(name)))
                 .transpose()
         };
         let change = Change {
             shown: format!("{shown}/{name}"),
             path: present.join(name),
-            present: read(present, &present_names)?,
-            wanted: read(fresh, &fresh_names)?,
+            present: content(present, &present_names)?,
+            wanted: content(fresh, &fresh_names)?,
         };
         if change.present != change.wanted {
             changes.push(change);

@@ -5,13 +5,13 @@
 
 mod codegen;
 mod generated;
+mod layers;
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// What a verb returns; the error's text is all a reader gets, so it says what to do.
-pub type Outcome = Result<(), Box<dyn Error>>;
+/// What a workflow ends with; the error is all its reader gets, so it says what to do.
+pub type Outcome<T = ()> = Result<T, String>;
 
 /// A verb, its function and one line of help.
 struct Verb {
@@ -21,11 +21,18 @@ struct Verb {
 }
 
 /// Every verb, in the order the help lists them.
-const VERBS: &[Verb] = &[Verb {
-    name: "codegen",
-    run: codegen::run,
-    help: "generate the protobuf and gRPC code; --check only compares",
-}];
+const VERBS: &[Verb] = &[
+    Verb {
+        name: "codegen",
+        run: codegen::run,
+        help: "generate the protobuf and gRPC code; --check only compares",
+    },
+    Verb {
+        name: "layers",
+        run: layers::run,
+        help: "check dependencies, the top level and the README's map",
+    },
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
