@@ -15,7 +15,7 @@ use std::{fs, io};
 use protox::prost_reflect::prost_types::DescriptorProto;
 use tonic_prost_build::{Config, FileDescriptorSet};
 
-use crate::{Outcome, workspace_root};
+use crate::workspace::{self, Outcome};
 
 /// Where the .proto files are, from the workspace root.
 const PROTO_DIR: &str = "kvstore/proto";
@@ -42,7 +42,7 @@ pub fn run(args: &[String]) -> Outcome {
         [flag] if flag == "--check" => true,
         _ => return Err("usage: cargo xtask codegen [--check]".into()),
     };
-    let root = workspace_root();
+    let root = workspace::root();
     let fresh = tempfile::tempdir()
         .map_err(|error| format!("cannot make a temporary directory: {error}"))?;
     generate(&root, fresh.path())?;

@@ -15,7 +15,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{Outcome, workspace_root};
+use crate::workspace::{self, Outcome};
 
 /// What one crate must not depend on.
 struct Rule {
@@ -110,9 +110,9 @@ pub fn run(args: &[String]) -> Outcome {
         ));
     }
     problems.extend(top_level_problems(&ask("git", &["ls-files", "-z"])?));
-    match fs::read_to_string(workspace_root().join("README.md")) {
+    match fs::read_to_string(workspace::root().join("README.md")) {
         Ok(readme) => problems.extend(map::problems(&readme, |path| {
-            fs::read_to_string(workspace_root().join(path)).ok()
+            fs::read_to_string(workspace::root().join(path)).ok()
         })),
         Err(error) => problems.push(format!("README.md cannot be read: {error}")),
     }
@@ -271,7 +271,7 @@ fn ask(program: &str, args: &[&str]) -> Outcome<String> {
     let shown = format!("{program} {}", args.join(" "));
     let output = Command::new(program)
         .args(args)
-        .current_dir(workspace_root())
+        .current_dir(workspace::root())
         .output()
         .map_err(|error| format!("cannot run `{shown}`: {error}"))?;
     if !output.status.success() {

@@ -3,15 +3,26 @@
 //! Each verb is a module with a `run` that takes the arguments after the verb. A failed run is told on stderr and
 //! exits 1; a verb that does not exist prints the list and exits 2. Nothing here is needed to build the product.
 
+mod bench;
+mod client;
+mod cluster;
 mod codegen;
+mod crash;
+mod failover;
 mod generated;
+mod go_etcd;
+mod history;
+mod http_get;
+mod interop;
 mod layers;
+mod load;
+mod up;
+mod verify;
+mod workspace;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// What a workflow ends with; the error is all its reader gets, so it says what to do.
-pub type Outcome<T = ()> = Result<T, String>;
+use workspace::Outcome;
 
 /// A verb, its function and one line of help.
 struct Verb {
@@ -22,6 +33,46 @@ struct Verb {
 
 /// Every verb, in the order the help lists them.
 const VERBS: &[Verb] = &[
+    Verb {
+        name: "up",
+        run: |args| up::up(flag(args, "--check")?),
+        help: "start three members on loopback; --check holds them to what must work and ends",
+    },
+    Verb {
+        name: "test",
+        run: |args| no_arguments(args).and_then(|()| verify::test()),
+        help: "run all tests",
+    },
+    Verb {
+        name: "verify",
+        run: |args| no_arguments(args).and_then(|()| verify::verify()),
+        help: "check format, lints, documentation, layers, generated code and tests",
+    },
+    Verb {
+        name: "fix",
+        run: |args| no_arguments(args).and_then(|()| verify::fix()),
+        help: "format, and apply what the lints can mend",
+    },
+    Verb {
+        name: "crash",
+        run: |args| crash::crash(seed(args)?),
+        help: "kill members under load and compare histories; --seed N repeats a run",
+    },
+    Verb {
+        name: "failover",
+        run: |args| no_arguments(args).and_then(|()| failover::failover()),
+        help: "measure how long writes stand still when the leader is killed",
+    },
+    Verb {
+        name: "interop",
+        run: |args| no_arguments(args).and_then(|()| interop::interop()),
+        help: "run clusters of our members and Go's, and exchange their disks",
+    },
+    Verb {
+        name: "bench",
+        run: |args| bench::bench(value(args, "--json")?.map(Into::into)),
+        help: "puts against ours and Go's in one run; --json FILE writes the figures",
+    },
     Verb {
         name: "codegen",
         run: codegen::run,
@@ -63,10 +114,42 @@ fn usage() -> String {
     text
 }
 
-/// The workspace this program was built from.
-pub fn workspace_root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_path_buf()
+/// No argument is taken.
+fn no_arguments(args: &[String]) -> Outcome {
+    match args.first() {
+        Some(arg) => Err(format!("does not take `{arg}`")),
+        None => Ok(()),
+    }
+}
+
+/// Whether the only flag there is was given.
+fn flag(args: &[String], name: &str) -> Outcome<bool> {
+    match args {
+        [] => Ok(false),
+        [only] if only == name => Ok(true),
+        _ => Err(format!("takes `{name}` or nothing")),
+    }
+}
+
+/// The value of the only option there is.
+fn value<'a>(args: &'a [String], name: &str) -> Outcome<Option<&'a str>> {
+    match args {
+        [] => Ok(None),
+        [option, value] if option == name => Ok(Some(value)),
+        _ => Err(format!("takes `{name} VALUE` or nothing")),
+    }
+}
+
+/// The seed of a run: given, or drawn from the clock.
+fn seed(args: &[String]) -> Outcome<u64> {
+    match value(args, "--seed")? {
+        Some(text) => text
+            .parse()
+            .map_err(|error| format!("--seed {text}: {error}")),
+        None => Ok(std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |elapsed| elapsed.as_secs())),
+    }
 }
 
 #[cfg(test)]
