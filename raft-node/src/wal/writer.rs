@@ -1,0 +1,555 @@
+//! The log itself: create, open with repair, append, sync, cut, release.
+//!
+//! One owner, `&mut self`: the thread that syncs is the thread that appends. Records of one call are
+//! encoded into one buffer and written with one write; a new segment is begun *before* a batch that would
+//! not fit, so records always go into zero-filled space. Invariant: after any failed write or sync every
+//! further call answers [`WalError::Failed`]. etcd: server/storage/wal/wal.go.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use transport_core::raftpb::{Entry, HardState};
+
+use super::{
+    Metadata, Repair, Replay, WalError, WalOptions, WalSnapshot,
+    frame::{self, ENTRY_OVERHEAD_BYTES, FRAME_OVERHEAD_BYTES},
+    prepare::{NextSegment, Preparer},
+    replay::{self, LogView, Tail},
+    segment::{self, SegmentName},
+};
+use crate::disk::{Access, Disk, DiskFile, ZERO_STEP_BYTES, parent, read_full, zero_fill};
+
+/// An fdatasync that takes longer is worth a log line (etcd: warnSyncDuration).
+const SLOW_SYNC: Duration = Duration::from_secs(1);
+
+/// The encode buffer gives back what it has above this after a large batch.
+const BUFFER_KEPT_BYTES: usize = 4 << 20;
+
+/// A write-ahead log, open for appending.
+///
+/// Dropping it without [`Wal::close`] is a crash as far as unsynced records are concerned.
+#[derive(Debug)]
+pub struct Wal {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: WalOptions,
+    /// The metadata record, byte for byte.
+    metadata: Bytes,
+    hard_state: HardState,
+    /// The index that the next segment's name follows: of the last entry, or of a snapshot beyond it.
+    last_index: u64,
+    crc: u32,
+    /// Locked segments, oldest first; the last one is written to.
+    held: VecDeque<Segment>,
+    /// Segments no start needs any more, oldest first.
+    released: VecDeque<PathBuf>,
+    /// Where the next frame goes in the last segment.
+    offset: u64,
+    unsynced: bool,
+    failed: bool,
+    buffer: Vec<u8>,
+    preparer: Preparer,
+}
+
+#[derive(Debug)]
+struct Segment {
+    name: SegmentName,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+}
+
+impl Wal {
+    /// Creates a log in `dir`, which must not hold one; its parent must exist. The new log is durable, and
+    /// appears whole or not at all.
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        metadata: Metadata,
+        options: WalOptions,
+    ) -> Result<Wal, WalError> {
+        if replay::exists(&*disk, dir)? {
+            return Err(WalError::Exists {
+                dir: dir.to_path_buf(),
+            });
+        }
+        let building = with_suffix(dir, ".tmp");
+        for leftover in [dir, &building] {
+            if disk
+                .exists(leftover)
+                .map_err(WalError::io("look for", leftover))?
+            {
+                disk.remove_dir(leftover)
+                    .map_err(WalError::io("remove", leftover))?;
+            }
+        }
+        disk.create_dir(&building)
+            .map_err(WalError::io("create", &building))?;
+        let name = SegmentName { seq: 0, index: 0 };
+        let path = building.join(name.to_string());
+        let file = NextSegment::new(disk.clone(), path.clone(), options.segment_bytes).finish()?;
+        lock(&*file, &path)?;
+        let raw = frame::encode_metadata(&metadata);
+        let (mut head, mut crc) = (Vec::new(), 0);
+        frame::put_crc(&mut head, 0);
+        frame::put_metadata(&mut head, &mut crc, &raw);
+        frame::put_snapshot(&mut head, &mut crc, &WalSnapshot::default());
+        file.write_at(&head, 0)
+            .map_err(WalError::io("write", &path))?;
+        file.sync_data().map_err(WalError::io("sync", &path))?;
+        disk.sync_dir(&building)
+            .map_err(WalError::io("sync", &building))?;
+        disk.rename(&building, dir)
+            .map_err(WalError::io("rename to", dir))?;
+        let above = parent(dir);
+        disk.sync_dir(&above)
+            .map_err(WalError::io("sync", &above))?;
+        let segment = Segment {
+            name,
+            path: dir.join(name.to_string()),
+            file,
+        };
+        Wal::assemble(
+            disk,
+            dir,
+            options,
+            vec![segment],
+            Position {
+                metadata: raw.into(),
+                hard_state: HardState::default(),
+                last_index: 0,
+                crc,
+                offset: head.len() as u64,
+            },
+        )
+    }
+
+    /// Opens the log and replays it from `start`, which must be recorded in it; none means its beginning.
+    ///
+    /// A torn write at the end is cut off. What is returned is durable, also what an earlier process had
+    /// written and not yet synced. On an error nothing was changed, unless the error is of a write.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        start: Option<WalSnapshot>,
+        options: WalOptions,
+    ) -> Result<(Wal, Replay), WalError> {
+        let start = start.unwrap_or_default();
+        let names = segment::list(&*disk, dir)?;
+        let first = segment::select(&names, dir, start.index)?;
+        let mut segments = Vec::new();
+        for name in &names[first..] {
+            let path = dir.join(name.to_string());
+            let file: Arc<dyn DiskFile> = disk
+                .open(&path, Access::ReadWrite)
+                .map_err(WalError::io("open", &path))?
+                .into();
+            lock(&*file, &path)?;
+            segments.push(Segment {
+                name: *name,
+                path,
+                file,
+            });
+        }
+        let files: Vec<_> = segments.iter().map(|s| (s.name, s.file.clone())).collect();
+        let mut log = LogView::new(start);
+        let tail = replay::scan(dir, &files, &mut |kind, data| log.record(kind, data))?;
+        log.check_start()?;
+        drop(files);
+        let Some(last) = segments.last() else {
+            return Err(WalError::SegmentNotFound {
+                dir: dir.to_path_buf(),
+                index: 0,
+            });
+        };
+        let metadata =
+            replay::decode_metadata(&tail.metadata).ok_or_else(|| WalError::Corrupt {
+                file: last.path.clone(),
+                offset: 0,
+                reason: "the metadata is not a message".into(),
+            })?;
+        let repaired = tail.torn.map(|reason| Repair {
+            file: last.path.clone(),
+            offset: tail.offset,
+            reason,
+        });
+        if let Some(repair) = &repaired {
+            tracing::warn!(path = %repair.file.display(), offset = repair.offset, reason = repair.reason, "repairing a torn WAL");
+        }
+        settle(&*last.file, &last.path, &tail, options.segment_bytes)?;
+        // An earlier process may have died between a rename and its sync.
+        for renamed_in in [parent(dir), dir.to_path_buf()] {
+            disk.sync_dir(&renamed_in)
+                .map_err(WalError::io("sync", renamed_in))?;
+        }
+        remove_temporaries(&*disk, dir)?;
+        let position = Position {
+            metadata: tail.metadata,
+            hard_state: log.hard_state,
+            last_index: log.last_index(),
+            crc: tail.crc,
+            offset: tail.offset,
+        };
+        let mut wal = Wal::assemble(disk, dir, options, segments, position)?;
+        wal.released = names[..first]
+            .iter()
+            .map(|name| dir.join(name.to_string()))
+            .collect();
+        let replay = Replay {
+            metadata,
+            hard_state: log.hard_state,
+            entries: log.entries,
+            snapshots: log.snapshots,
+            repaired,
+        };
+        Ok((wal, replay))
+    }
+
+    fn assemble(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: WalOptions,
+        segments: Vec<Segment>,
+        position: Position,
+    ) -> Result<Wal, WalError> {
+        let next = segments.last().map_or(0, |last| last.name.seq) + 1;
+        let preparer = Preparer::start(
+            disk.clone(),
+            dir.to_path_buf(),
+            options.segment_bytes,
+            next,
+            options.prepare,
+        )?;
+        Ok(Wal {
+            disk,
+            dir: dir.to_path_buf(),
+            options,
+            metadata: position.metadata,
+            hard_state: position.hard_state,
+            last_index: position.last_index,
+            crc: position.crc,
+            held: segments.into(),
+            released: VecDeque::new(),
+            offset: position.offset,
+            unsynced: false,
+            failed: false,
+            buffer: Vec::new(),
+            preparer,
+        })
+    }
+
+    /// Appends entries and then the hard state, in one write. Durable after [`Wal::sync`].
+    ///
+    /// Entries must be contiguous and begin no later than after the last one; one that begins earlier
+    /// replaces all from its index on. An empty hard state is not written.
+    pub fn append(
+        &mut self,
+        hard_state: Option<&HardState>,
+        entries: &[Entry],
+    ) -> Result<(), WalError> {
+        self.check_contiguous(entries)?;
+        let state = hard_state.filter(|state| **state != HardState::default());
+        let payload: usize = entries
+            .iter()
+            .map(|entry| entry.data.len() + ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES)
+            .sum();
+        if entries.is_empty() && state.is_none() {
+            return self.usable();
+        }
+        self.make_room(payload + ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES)?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut crc = self.crc;
+        for entry in entries {
+            frame::put_entry(&mut buffer, &mut crc, entry);
+        }
+        if let Some(state) = state {
+            frame::put_state(&mut buffer, &mut crc, state);
+        }
+        self.write(buffer, crc)?;
+        if let Some(last) = entries.last() {
+            self.last_index = last.index;
+        }
+        if let Some(state) = state {
+            self.hard_state = *state;
+        }
+        Ok(())
+    }
+
+    /// Appends the record of a snapshot. Durable after [`Wal::sync`]; valid for a restart once a hard state
+    /// with `commit >= index` is in the log too.
+    pub fn save_snapshot(&mut self, snapshot: &WalSnapshot) -> Result<(), WalError> {
+        if snapshot.index > 0 && snapshot.conf_state.is_none() {
+            // etcd's tools refuse such a record.
+            return Err(WalError::Refused(format!(
+                "the snapshot at index {} has no configuration",
+                snapshot.index
+            )));
+        }
+        let conf_state = snapshot
+            .conf_state
+            .as_ref()
+            .map_or(0, prost::Message::encoded_len);
+        self.make_room(conf_state + ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES)?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut crc = self.crc;
+        frame::put_snapshot(&mut buffer, &mut crc, snapshot);
+        self.write(buffer, crc)?;
+        self.last_index = self.last_index.max(snapshot.index);
+        Ok(())
+    }
+
+    /// Makes all that was appended durable, with at most one fdatasync.
+    pub fn sync(&mut self) -> Result<(), WalError> {
+        self.usable()?;
+        if !self.unsynced {
+            return Ok(());
+        }
+        let tail = self.tail()?;
+        let (file, path) = (tail.file.clone(), tail.path.clone());
+        self.sync_file(&*file, &path)?;
+        self.unsynced = false;
+        Ok(())
+    }
+
+    /// Whether something was appended since the last sync.
+    pub fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    /// Lets go of the segments that no start from a snapshot at or after `index` reads, and removes the
+    /// oldest of them while there are more than [`WalOptions::segments_max`] segments.
+    ///
+    /// Call it only when that snapshot's file and its record here are durable.
+    pub fn release_to(&mut self, index: u64) -> Result<(), WalError> {
+        self.usable()?;
+        let kept_from = match self.held.iter().position(|s| s.name.index >= index) {
+            Some(i) => i.saturating_sub(1),
+            None => self.held.len() - 1,
+        };
+        // Dropping the handle ends the lock.
+        self.released
+            .extend(self.held.drain(..kept_from).map(|segment| segment.path));
+        let max = self.options.segments_max;
+        while max > 0 && self.held.len() + self.released.len() > max {
+            let Some(oldest) = self.released.pop_front() else {
+                break;
+            };
+            tracing::info!(path = %oldest.display(), "removing a released WAL segment");
+            self.preparer.remove(oldest)?;
+        }
+        Ok(())
+    }
+
+    /// Index of the last entry appended, or of a snapshot beyond it.
+    pub fn last_index(&self) -> u64 {
+        self.last_index
+    }
+
+    /// Syncs and closes; the prepared segment is removed.
+    pub fn close(mut self) -> Result<(), WalError> {
+        self.sync()
+    }
+
+    fn usable(&self) -> Result<(), WalError> {
+        if self.failed {
+            return Err(WalError::Failed);
+        }
+        Ok(())
+    }
+
+    fn check_contiguous(&self, entries: &[Entry]) -> Result<(), WalError> {
+        let Some(first) = entries.first() else {
+            return Ok(());
+        };
+        let follows = first.index > 0 && first.index <= self.last_index.saturating_add(1);
+        let contiguous = entries
+            .windows(2)
+            .all(|pair| pair[0].index.checked_add(1) == Some(pair[1].index));
+        if follows && contiguous {
+            return Ok(());
+        }
+        Err(WalError::Refused(format!(
+            "entries from index {} on do not follow index {}",
+            first.index, self.last_index
+        )))
+    }
+
+    fn tail(&self) -> Result<&Segment, WalError> {
+        // There is always one; without it the log would be of no use anyway.
+        self.held.back().ok_or(WalError::Failed)
+    }
+
+    fn write(&mut self, mut buffer: Vec<u8>, crc: u32) -> Result<(), WalError> {
+        let tail = self.tail()?;
+        let start = Instant::now();
+        let written = tail.file.write_at(&buffer, self.offset);
+        self.options
+            .metrics
+            .write_seconds
+            .record(start.elapsed().as_secs_f64());
+        if let Err(source) = written {
+            let path = tail.path.clone();
+            self.failed = true;
+            return Err(WalError::io("write", path)(source));
+        }
+        let bytes = buffer.len() as u64;
+        self.options.metrics.write_bytes.increment(bytes as f64);
+        self.offset += bytes;
+        self.crc = crc;
+        self.unsynced = true;
+        buffer.clear();
+        buffer.shrink_to(BUFFER_KEPT_BYTES);
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn sync_file(&mut self, file: &dyn DiskFile, path: &Path) -> Result<(), WalError> {
+        let start = Instant::now();
+        let synced = file.sync_data();
+        let took = start.elapsed();
+        self.options
+            .metrics
+            .fsync_seconds
+            .record(took.as_secs_f64());
+        if took > SLOW_SYNC {
+            tracing::warn!(path = %path.display(), ?took, expected = ?SLOW_SYNC, "slow fdatasync");
+        }
+        synced.map_err(|source| {
+            self.failed = true;
+            WalError::io("sync", path)(source)
+        })
+    }
+
+    /// Begins a new segment when `bytes` more would leave the prepared space of this one.
+    fn make_room(&mut self, bytes: usize) -> Result<(), WalError> {
+        self.usable()?;
+        if self.offset.saturating_add(bytes as u64) <= self.options.segment_bytes {
+            return Ok(());
+        }
+        let mut head = Vec::new();
+        self.put_head(&mut head);
+        if self.offset <= head.len() as u64 {
+            // Nothing but a head: the batch alone is larger than a segment, which then grows.
+            return Ok(());
+        }
+        self.cut().inspect_err(|_| self.failed = true)
+    }
+
+    /// The head of the next segment: crc so far, metadata, hard state. Returns the crc after it.
+    fn put_head(&self, head: &mut Vec<u8>) -> u32 {
+        let mut crc = self.crc;
+        frame::put_crc(head, crc);
+        frame::put_metadata(head, &mut crc, &self.metadata);
+        if self.hard_state != HardState::default() {
+            frame::put_state(head, &mut crc, &self.hard_state);
+        }
+        crc
+    }
+
+    /// Ends this segment and begins the next. All of this one is durable before the next has its name, and
+    /// so is the next one's head: only the last segment can be torn.
+    fn cut(&mut self) -> Result<(), WalError> {
+        self.sync()?;
+        let full = self.tail()?;
+        let name = SegmentName {
+            seq: full.name.seq + 1,
+            index: self.last_index + 1,
+        };
+        let (full_path, full_file) = (full.path.clone(), full.file.clone());
+        let path = self.dir.join(name.to_string());
+        let (temporary, file) = self.preparer.take()?;
+        lock(&*file, &temporary)?;
+        let mut head = Vec::new();
+        let crc = self.put_head(&mut head);
+        file.write_at(&head, 0)
+            .map_err(WalError::io("write", &temporary))?;
+        self.sync_file(&*file, &temporary)?;
+        self.disk
+            .rename(&temporary, &path)
+            .map_err(WalError::io("rename to", &path))?;
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(WalError::io("sync", &self.dir))?;
+        self.options
+            .metrics
+            .write_bytes
+            .increment(head.len() as f64);
+        self.preparer.trim(full_path, full_file, self.offset)?;
+        self.preparer.advance()?;
+        tracing::info!(path = %path.display(), "created a new WAL segment");
+        self.held.push_back(Segment { name, path, file });
+        self.offset = head.len() as u64;
+        self.crc = crc;
+        Ok(())
+    }
+}
+
+struct Position {
+    metadata: Bytes,
+    hard_state: HardState,
+    last_index: u64,
+    crc: u32,
+    offset: u64,
+}
+
+fn lock(file: &dyn DiskFile, path: &Path) -> Result<(), WalError> {
+    if file.try_lock().map_err(WalError::io("lock", path))? {
+        return Ok(());
+    }
+    Err(WalError::Locked {
+        file: path.to_path_buf(),
+    })
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Makes the last segment fit for appending: zeros from the last valid record to the end of the prepared
+/// space, and all of it durable before a new record can get mixed with what was there.
+fn settle(
+    file: &dyn DiskFile,
+    path: &Path,
+    tail: &Tail,
+    segment_bytes: u64,
+) -> Result<(), WalError> {
+    let size = file.size().map_err(WalError::io("measure", path))?;
+    let mut block = vec![0; ZERO_STEP_BYTES];
+    let mut offset = tail.offset;
+    while offset < size {
+        let want = (size - offset).min(ZERO_STEP_BYTES as u64) as usize;
+        let read =
+            read_full(file, &mut block[..want], offset).map_err(WalError::io("read", path))?;
+        if read == 0 {
+            break;
+        }
+        let end = offset + read as u64;
+        if block[..read].iter().any(|byte| *byte != 0) {
+            zero_fill(file, offset, end).map_err(WalError::io("zero", path))?;
+        }
+        offset = end;
+    }
+    if size < segment_bytes {
+        file.allocate(segment_bytes)
+            .map_err(WalError::io("reserve space for", path))?;
+        zero_fill(file, size, segment_bytes).map_err(WalError::io("zero", path))?;
+    }
+    file.sync_data().map_err(WalError::io("sync", path))
+}
+
+/// Removes what a crash left half made: our next segment, or Go etcd's `0.tmp` and `1.tmp`.
+fn remove_temporaries(disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
+    for name in disk.list(dir).map_err(WalError::io("list", dir))? {
+        if name.ends_with(".tmp") {
+            let path = dir.join(&name);
+            disk.remove(&path).map_err(WalError::io("remove", path))?;
+        }
+    }
+    Ok(())
+}
