@@ -1,1 +1,4 @@
 //! placeholder
+pub mod disk;
+pub mod snap;
+pub mod wal;
