@@ -28,8 +28,11 @@ macro_rules! id {
         impl FromStr for $name {
             type Err = ParseIntError;
 
+            /// Hexadecimal digits of either case, leading zeros allowed, without a sign or prefix.
             fn from_str(text: &str) -> Result<Self, ParseIntError> {
-                u64::from_str_radix(text, 16).map($name)
+                // Rust would take a plus sign, which Go does not.
+                let digits = if text.starts_with('+') { "+" } else { text };
+                u64::from_str_radix(digits, 16).map($name)
             }
         }
 
@@ -92,7 +95,9 @@ impl ClusterId {
 }
 
 fn leading_u64(digest: &[u8; 20]) -> u64 {
-    digest[..8].iter().fold(0, |id, byte| id << 8 | u64::from(*byte))
+    digest[..8]
+        .iter()
+        .fold(0, |id, byte| id << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -119,6 +124,8 @@ mod tests {
         let id = ClusterId(0x0e28_7c36_e4a5_3caa);
         assert_eq!(id.to_string(), "e287c36e4a53caa");
         assert_eq!("0E287C36E4A53CAA".parse::<ClusterId>(), Ok(id));
-        assert!("0x1".parse::<MemberId>().is_err());
+        for text in ["", "0x1", "+1", "-1", "g", "10000000000000000", "1_0"] {
+            assert!(text.parse::<MemberId>().is_err(), "{text}");
+        }
     }
 }

@@ -1,0 +1,384 @@
+//! The framing of the stream `msgapp`: appends, most of them in a compact form, and link heartbeats.
+//!
+//! The first byte of a frame tells its kind: 0 a link heartbeat and nothing more; 2 a whole message behind
+//! its length; 1 the compact form: a count, each entry behind its length, and the commit index. All integers
+//! are 64-bit big-endian. Both ends remember the (term, index) up to which the stream has come; the compact
+//! form is for an append that begins exactly there, so that all its other fields can be restored.
+//!
+//! Invariant: the memory starts at (0, 0) with each connection and moves only by frames of 1 and 2, the same
+//! way on both ends.
+//!
+//! etcd: rafthttp/msgappv2_codec.go.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input};
+use crate::{
+    MemberId,
+    raftpb::{
+        Entry, Message, MessageType, append_form_len, encode_entry, encode_message, encoded_len,
+        entry_len, nested_len,
+    },
+};
+
+const LINK_HEARTBEAT: u8 = 0;
+const COMPACT: u8 = 1;
+const FULL: u8 = 2;
+
+/// How far a stream has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Position {
+    term: u64,
+    index: u64,
+}
+
+impl Position {
+    /// Where a whole message leaves the stream.
+    fn after(message: &Message) -> Position {
+        Position {
+            term: message.term,
+            index: message.entries.last().map_or(message.index, |e| e.index),
+        }
+    }
+
+    /// Whether `message` continues here and loses nothing in the compact form.
+    fn continues(self, message: &Message) -> bool {
+        message.index == self.index
+            && message.log_term == self.term
+            && message.term == message.log_term
+            && !message.reject
+            && message.reject_hint == 0
+            && message.snapshot.is_none()
+            && message.context.is_empty()
+    }
+}
+
+/// Appends messages to a stream body. One per connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Encoder {
+    position: Position,
+}
+
+impl Encoder {
+    /// An encoder for a new connection.
+    pub fn new() -> Self {
+        Encoder::default()
+    }
+
+    /// Appends one frame and returns the length of its message as protobuf, whatever form it took: what
+    /// etcd counts as sent.
+    pub fn encode(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+        if message.is_link_heartbeat() {
+            to.put_u8(LINK_HEARTBEAT);
+            return Ok(encoded_len(message));
+        }
+        if message.msg_type != MessageType::Append as i32 {
+            return Err(EncodeError::NotAppend(message.msg_type));
+        }
+        if self.position.continues(message) {
+            self.compact(message, to)
+        } else {
+            self.full(message, to)
+        }
+    }
+
+    fn compact(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+        let count = message.entries.len();
+        let mut frame = 17;
+        let mut nested = 0;
+        for entry in &message.entries {
+            let length = entry_len(entry);
+            frame += 8 + length;
+            nested += nested_len(length);
+        }
+        if frame as u64 > FRAME_BYTES_MAX {
+            return Err(EncodeError::TooLong(frame));
+        }
+        to.reserve(frame);
+        let mut head = [0; 9];
+        head[0] = COMPACT;
+        head[1..].copy_from_slice(&(count as u64).to_be_bytes());
+        to.put_slice(&head);
+        for entry in &message.entries {
+            to.put_u64(entry_len(entry) as u64);
+            encode_entry(entry, to);
+        }
+        to.put_u64(message.commit);
+        self.position.index = self.position.index.wrapping_add(count as u64);
+        Ok(append_form_len(message, nested))
+    }
+
+    fn full(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+        let length = encoded_len(message);
+        if length as u64 > FRAME_BYTES_MAX {
+            return Err(EncodeError::TooLong(length));
+        }
+        to.reserve(9 + length);
+        to.put_u8(FULL);
+        to.put_u64(length as u64);
+        encode_message(message, to);
+        self.position = Position::after(message);
+        Ok(length)
+    }
+}
+
+/// What a decoder expects next.
+#[derive(Debug)]
+enum Expect {
+    Tag,
+    FullLength,
+    Full(usize),
+    Count,
+    EntryLength,
+    Entry(usize),
+    Commit,
+}
+
+/// Takes messages out of a stream body. One per connection.
+#[derive(Debug)]
+pub struct Decoder {
+    input: Input,
+    local: MemberId,
+    remote: MemberId,
+    position: Position,
+    expect: Expect,
+    /// Entries of the compact frame being read, and how many are still to come.
+    entries: Vec<Entry>,
+    missing: u64,
+    /// Bytes the frame being read may still have.
+    budget: u64,
+    failed: Option<FrameError>,
+}
+
+impl Decoder {
+    /// A decoder for a new connection from `remote` to `local`. The compact form carries neither id, so
+    /// these are what its messages get.
+    pub fn new(local: MemberId, remote: MemberId) -> Self {
+        Decoder {
+            input: Input::default(),
+            local,
+            remote,
+            position: Position::default(),
+            expect: Expect::Tag,
+            entries: Vec::new(),
+            missing: 0,
+            budget: FRAME_BYTES_MAX,
+            failed: None,
+        }
+    }
+
+    /// Adds a piece of the body. Take everything out with [`Decoder::next`] before feeding more: what is
+    /// fed and not taken is held.
+    pub fn feed(&mut self, piece: Bytes) {
+        self.input.feed(piece);
+    }
+
+    /// The next message, or `None` until more is fed. Repeats its error once it has failed.
+    #[allow(clippy::should_implement_trait)] // an iterator would hide that `None` is not the end
+    pub fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        match self.failed {
+            Some(error) => Err(error),
+            None => self.step().inspect_err(|error| self.failed = Some(*error)),
+        }
+    }
+
+    /// Whether the body may end here; an error when it would end inside a frame.
+    pub fn finish(&self) -> Result<(), FrameError> {
+        match (self.failed, &self.expect) {
+            (Some(error), _) => Err(error),
+            (None, Expect::Tag) if self.input.is_empty() => Ok(()),
+            _ => Err(FrameError::Truncated),
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<Message>, FrameError> {
+        loop {
+            match self.expect {
+                Expect::Tag => {
+                    let Some(tag) = self.input.take_u8() else {
+                        break;
+                    };
+                    self.budget = FRAME_BYTES_MAX;
+                    self.expect = match tag {
+                        LINK_HEARTBEAT => return Ok(Some(Message::link_heartbeat())),
+                        COMPACT => Expect::Count,
+                        FULL => Expect::FullLength,
+                        other => return Err(FrameError::UnknownTag(other)),
+                    };
+                }
+                Expect::FullLength => {
+                    let Some(length) = self.input.take_u64() else {
+                        break;
+                    };
+                    self.expect = Expect::Full(self.spend(length)?);
+                }
+                Expect::Full(length) => {
+                    let Some(element) = self.input.take(length) else {
+                        break;
+                    };
+                    let message = element.message()?;
+                    self.position = Position::after(&message);
+                    self.expect = Expect::Tag;
+                    return Ok(Some(message));
+                }
+                Expect::Count => {
+                    let Some(count) = self.input.take_u64() else {
+                        break;
+                    };
+                    // Each entry costs at least its length field.
+                    self.spend(count.saturating_mul(8))?;
+                    self.missing = count;
+                    self.expect_entry();
+                }
+                Expect::EntryLength => {
+                    let Some(length) = self.input.take_u64() else {
+                        break;
+                    };
+                    self.expect = Expect::Entry(self.spend(length)?);
+                }
+                Expect::Entry(length) => {
+                    self.make_room();
+                    let Some(element) = self.input.take(length) else {
+                        break;
+                    };
+                    self.entries.push(element.entry()?);
+                    self.missing -= 1;
+                    self.expect_entry();
+                }
+                Expect::Commit => {
+                    let Some(commit) = self.input.take_u64() else {
+                        break;
+                    };
+                    self.expect = Expect::Tag;
+                    return Ok(Some(self.restore(commit)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn expect_entry(&mut self) {
+        self.expect = if self.missing == 0 {
+            Expect::Commit
+        } else {
+            Expect::EntryLength
+        };
+    }
+
+    /// Takes `length` bytes off what the frame may still have.
+    fn spend(&mut self, length: u64) -> Result<usize, FrameError> {
+        let bytes = checked_len(length, self.budget)?;
+        self.budget -= length;
+        Ok(bytes)
+    }
+
+    /// Room for another entry: for as many as the bytes at hand can hold, and a quarter more than there are
+    /// when entries keep coming in small pieces.
+    fn make_room(&mut self) {
+        let held = self.entries.len();
+        if held == self.entries.capacity() {
+            let at_hand = 1 + self.input.at_hand() / 8;
+            let grown = at_hand.max(held / 4) as u64;
+            self.entries.reserve_exact(grown.min(self.missing) as usize);
+        }
+    }
+
+    /// The append a compact frame stands for.
+    fn restore(&mut self, commit: u64) -> Message {
+        let Position { term, index } = self.position;
+        let entries = std::mem::take(&mut self.entries);
+        self.position.index = index.wrapping_add(entries.len() as u64);
+        Message {
+            msg_type: MessageType::Append as i32,
+            to: self.local.0,
+            from: self.remote.0,
+            term,
+            log_term: term,
+            index,
+            entries,
+            commit,
+            ..Message::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoder() -> Decoder {
+        Decoder::new(MemberId(2), MemberId(1))
+    }
+
+    fn fail(bytes: &[u8]) -> FrameError {
+        let mut decoder = decoder();
+        decoder.feed(Bytes::copy_from_slice(bytes));
+        let error = decoder.next().unwrap_err();
+        assert_eq!(decoder.next(), Err(error), "an error stays");
+        assert_eq!(decoder.finish(), Err(error));
+        error
+    }
+
+    fn frame(tag: u8, numbers: &[u64]) -> Vec<u8> {
+        let numbers = numbers.iter().flat_map(|n| n.to_be_bytes());
+        std::iter::once(tag).chain(numbers).collect()
+    }
+
+    #[test]
+    fn what_crashes_a_go_member_is_a_stream_error_here() {
+        let limit = FRAME_BYTES_MAX;
+        let length = u64::MAX;
+        assert_eq!(fail(&[3]), FrameError::UnknownTag(3));
+        let too_long = FrameError::TooLong { length, limit };
+        assert_eq!(fail(&frame(FULL, &[u64::MAX])), too_long);
+        assert_eq!(fail(&frame(COMPACT, &[u64::MAX])), too_long);
+        let limit = limit - 8;
+        let too_long = FrameError::TooLong { length, limit };
+        assert_eq!(fail(&frame(COMPACT, &[1, u64::MAX])), too_long);
+        let garbage = [&frame(FULL, &[2])[..], &[0xff, 0xff]].concat();
+        assert!(matches!(fail(&garbage), FrameError::Decode(_)));
+    }
+
+    #[test]
+    fn lengths_are_bounded_over_the_whole_frame() {
+        let half = FRAME_BYTES_MAX / 2;
+        let mut decoder = decoder();
+        decoder.feed(frame(COMPACT, &[3, half]).into());
+        assert_eq!(decoder.next(), Ok(None));
+        assert_eq!(decoder.budget, half - 24);
+        assert_eq!(decoder.finish(), Err(FrameError::Truncated));
+        assert!(decoder.entries.capacity() <= 1);
+    }
+
+    #[test]
+    fn an_append_that_would_lose_a_field_goes_out_whole() {
+        let plain = Message {
+            msg_type: MessageType::Append as i32,
+            ..Message::default()
+        };
+        let odd = Message {
+            context: Bytes::from_static(b"x"),
+            ..plain.clone()
+        };
+        let first_byte = |message: &Message| {
+            let mut to = BytesMut::new();
+            Encoder::new().encode(message, &mut to).unwrap();
+            to[0]
+        };
+        assert_eq!(first_byte(&plain), COMPACT);
+        assert_eq!(first_byte(&odd), FULL);
+    }
+
+    #[test]
+    fn other_kinds_are_refused() {
+        let vote = Message {
+            msg_type: MessageType::RequestVote as i32,
+            to: 2,
+            ..Message::default()
+        };
+        let mut to = BytesMut::new();
+        let refused = Encoder::new().encode(&vote, &mut to);
+        assert_eq!(refused, Err(EncodeError::NotAppend(5)));
+        assert!(to.is_empty());
+    }
+}
