@@ -1,0 +1,348 @@
+//! HTTP/1.1 towards other members: one connection, and a small client for requests that are not raft's.
+//!
+//! A [`Connection`] is driven by the task that uses it: no helper task, no hand-off per chunk, and dropping it
+//! closes the socket. It depends on `net` alone. Invariant: no environment proxy, no redirect is followed, every
+//! wait has a deadline and every answer a limit.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::{Body, Frame};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+
+use crate::{
+    body::{RequestBody, nothing, piece},
+    config::TransportConfig,
+    error::ClientError,
+    net::{Connector, PeerUrl, TcpConnector, WriteDeadline},
+};
+
+type Driver = http1::Connection<TokioIo<WriteDeadline>, RequestBody>;
+
+/// How connections are opened: the connector and the deadlines around it.
+#[derive(Clone)]
+pub(crate) struct Dialer {
+    connector: Arc<dyn Connector>,
+    dial_timeout: Duration,
+    write_timeout: Duration,
+}
+
+impl Dialer {
+    pub(crate) fn new(config: &TransportConfig) -> Self {
+        Dialer {
+            connector: Arc::clone(&config.connector),
+            dial_timeout: config.dial_timeout,
+            write_timeout: config.write_timeout,
+        }
+    }
+
+    /// Opens a connection. Cancel-safe: dropping the future closes what was begun.
+    pub(crate) async fn open(&self, url: &Arc<PeerUrl>) -> Result<Connection, ClientError> {
+        let io = match timeout(self.dial_timeout, self.connector.connect(url)).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(source)) => {
+                return Err(ClientError::Connect {
+                    url: url.to_string(),
+                    source,
+                });
+            }
+            Err(_) => return Err(deadline(url, "connection", self.dial_timeout)),
+        };
+        let io = TokioIo::new(WriteDeadline::new(io, self.write_timeout));
+        let opened = http1::Builder::new()
+            .title_case_headers(true)
+            .handshake(io)
+            .await;
+        let (sender, driver) = opened.map_err(|source| ClientError::Http {
+            url: url.to_string(),
+            source,
+        })?;
+        Ok(Connection {
+            url: Arc::clone(url),
+            sender,
+            driver: Some(Box::pin(driver)),
+            used: false,
+        })
+    }
+}
+
+fn deadline(url: &PeerUrl, what: &'static str, after: Duration) -> ClientError {
+    ClientError::Deadline {
+        url: url.to_string(),
+        what,
+        after,
+    }
+}
+
+/// One HTTP/1.1 connection, driven by its user.
+pub(crate) struct Connection {
+    url: Arc<PeerUrl>,
+    sender: http1::SendRequest<RequestBody>,
+    /// None once the connection has ended.
+    driver: Option<Pin<Box<Driver>>>,
+    used: bool,
+}
+
+impl Connection {
+    /// Whom it leads to.
+    pub(crate) fn url(&self) -> &Arc<PeerUrl> {
+        &self.url
+    }
+
+    /// Whether it carried a request before: then the server may have closed it meanwhile.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used
+    }
+
+    /// Notices what happened while nobody drove the connection; false once it cannot be used again.
+    pub(crate) async fn is_open(&mut self) -> bool {
+        poll_fn(|cx| {
+            self.poll_driver(cx);
+            Poll::Ready(())
+        })
+        .await;
+        self.driver.is_some() && !self.sender.is_closed()
+    }
+
+    /// Sends a request; the head of the answer must come within `limit` of the last byte's progress.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        match timeout(limit, self.send_unbounded(request)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(deadline(&self.url, "answer", limit)),
+        }
+    }
+
+    /// As [`send`](Self::send), for a caller that watches the time itself.
+    pub(crate) async fn send_unbounded(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        self.used = true;
+        let Connection { sender, driver, .. } = self;
+        let outcome = match drive(driver, sender.ready()).await {
+            Ok(()) => drive(driver, sender.send_request(request)).await,
+            Err(error) => Err(error),
+        };
+        outcome.map_err(|source| ClientError::Http {
+            url: self.url.to_string(),
+            source,
+        })
+    }
+
+    /// The next piece of a body, `None` at its end.
+    pub(crate) async fn chunk(
+        &mut self,
+        body: &mut Incoming,
+    ) -> Option<Result<Bytes, ClientError>> {
+        poll_fn(|cx| self.poll_chunk(body, cx)).await
+    }
+
+    pub(crate) fn poll_chunk(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, ClientError>>> {
+        loop {
+            let mut polled = Pin::new(&mut *body).poll_frame(cx);
+            if polled.is_pending() {
+                self.poll_driver(cx);
+                polled = Pin::new(&mut *body).poll_frame(cx);
+            }
+            return match polled {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(None) => Poll::Ready(None),
+                Poll::Ready(Some(Ok(frame))) => match Frame::into_data(frame) {
+                    Ok(data) => Poll::Ready(Some(Ok(data))),
+                    // Trailers mean nothing here.
+                    Err(_) => continue,
+                },
+                Poll::Ready(Some(Err(source))) => Poll::Ready(Some(Err(ClientError::Http {
+                    url: self.url.to_string(),
+                    source,
+                }))),
+            };
+        }
+    }
+
+    /// Reads a body to its end, or to an error beyond `limit` bytes.
+    pub(crate) async fn collect(
+        &mut self,
+        mut body: Incoming,
+        limit: usize,
+    ) -> Result<Bytes, ClientError> {
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = self.chunk(&mut body).await {
+            let chunk = chunk?;
+            if chunk.len() > limit - whole.len() {
+                return Err(ClientError::TooLong {
+                    url: self.url.to_string(),
+                    limit,
+                });
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+
+    /// Sends a request and reads the whole answer within `within`.
+    pub(crate) async fn exchange(
+        &mut self,
+        request: Request<RequestBody>,
+        within: Duration,
+        body_limit: usize,
+    ) -> Result<Response<Bytes>, ClientError> {
+        let exchange = async {
+            let (head, body) = self.send_unbounded(request).await?.into_parts();
+            Ok(Response::from_parts(
+                head,
+                self.collect(body, body_limit).await?,
+            ))
+        };
+        match timeout(within, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(deadline(&self.url, "answer", within)),
+        }
+    }
+
+    fn poll_driver(&mut self, cx: &mut Context<'_>) {
+        poll_driver(&mut self.driver, cx);
+    }
+}
+
+fn poll_driver(driver: &mut Option<Pin<Box<Driver>>>, cx: &mut Context<'_>) {
+    if let Some(running) = driver
+        && running.as_mut().poll(cx).is_ready()
+    {
+        // How it ended is told by the request or the body that was under way, if any.
+        *driver = None;
+    }
+}
+
+/// Runs `future` and the connection it depends on in the calling task.
+async fn drive<F: Future>(driver: &mut Option<Pin<Box<Driver>>>, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(output);
+        }
+        poll_driver(driver, cx);
+        future.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// A small client for the other endpoints of a peer port (`/members`, `/version`, `/leases` …): one connection
+/// per request.
+#[derive(Clone)]
+pub struct Client {
+    dialer: Dialer,
+}
+
+impl Client {
+    /// A client that connects as the transport of this configuration does.
+    pub fn new(config: &TransportConfig) -> Self {
+        Client {
+            dialer: Dialer::new(config),
+        }
+    }
+
+    /// Plain TCP with the given limit for connecting and for each write.
+    pub fn plain(io_timeout: Duration) -> Self {
+        let connector = Arc::new(TcpConnector::new(io_timeout));
+        Client {
+            dialer: Dialer {
+                connector,
+                dial_timeout: io_timeout,
+                write_timeout: io_timeout,
+            },
+        }
+    }
+
+    /// Sends a request whose URI is absolute (`http://host:port/path`) and reads the answer, all within
+    /// `within`. The answer's body may have `body_limit` bytes.
+    pub async fn send(
+        &self,
+        request: Request<Bytes>,
+        within: Duration,
+        body_limit: usize,
+    ) -> Result<Response<Bytes>, ClientError> {
+        let (mut head, body) = request.into_parts();
+        let text = format!(
+            "{}://{}",
+            head.uri.scheme_str().unwrap_or_default(),
+            head.uri
+                .authority()
+                .map_or("", |authority| authority.as_str())
+        );
+        let url = Arc::new(PeerUrl::parse(&text)?);
+        let invalid = |source: http::Error| ClientError::Request {
+            url: url.to_string(),
+            source,
+        };
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        head.uri = path.parse::<Uri>().map_err(|error| invalid(error.into()))?;
+        let host = HeaderValue::from_str(url.authority()).map_err(|error| invalid(error.into()))?;
+        head.headers.insert(header::HOST, host);
+        let body = if body.is_empty() {
+            nothing()
+        } else {
+            piece(body)
+        };
+        let exchange = async {
+            let mut connection = self.dialer.open(&url).await?;
+            connection
+                .exchange(Request::from_parts(head, body), within, body_limit)
+                .await
+        };
+        match timeout(within, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(deadline(&url, "answer", within)),
+        }
+    }
+
+    /// [`send`](Self::send) for a GET.
+    pub async fn get(
+        &self,
+        url: &str,
+        headers: HeaderMap,
+        within: Duration,
+        body_limit: usize,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), ClientError> {
+        let built = Request::builder()
+            .method(Method::GET)
+            .uri(url)
+            .body(Bytes::new());
+        let mut request = built.map_err(|source| ClientError::Request {
+            url: url.to_owned(),
+            source,
+        })?;
+        *request.headers_mut() = headers;
+        let (head, body) = self.send(request, within, body_limit).await?.into_parts();
+        Ok((head.status, head.headers, body))
+    }
+}
+
+/// GETs an absolute URL over plain TCP: status, headers and body of at most `body_limit` bytes.
+pub async fn get(
+    url: &str,
+    headers: HeaderMap,
+    within: Duration,
+    body_limit: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), ClientError> {
+    Client::plain(within)
+        .get(url, headers, within, body_limit)
+        .await
+}

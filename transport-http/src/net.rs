@@ -1,0 +1,360 @@
+//! Sockets: how connections to peers are opened and accepted, and the deadline on writes.
+//!
+//! The transport sees byte streams only, through [`Connector`] and [`Acceptor`]; plain TCP is the one
+//! implementation here. Invariant: every socket has TCP_NODELAY, keep-alive and, where the system has it,
+//! TCP_USER_TIMEOUT, so that a silent network never holds a connection for minutes.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use crate::error::UrlError;
+
+/// How long a connection may be idle before the system probes it (etcd: 30 s).
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// A byte stream to a peer.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Any byte stream to a peer.
+pub type BoxIo = Box<dyn Io>;
+
+/// A future on the heap.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Opens connections to peers.
+pub trait Connector: Send + Sync + 'static {
+    /// Connects to the host and port of `url`. The caller sets the deadline and may drop the future.
+    fn connect<'a>(&'a self, url: &'a PeerUrl) -> BoxFuture<'a, io::Result<BoxIo>>;
+}
+
+/// Accepts connections of peers.
+pub trait Acceptor: Send + 'static {
+    /// The next connection and where it comes from. Cancel-safe.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(BoxIo, SocketAddr)>> + Send;
+}
+
+/// Plain TCP.
+#[derive(Clone, Debug)]
+pub struct TcpConnector {
+    user_timeout: Duration,
+}
+
+impl TcpConnector {
+    /// Connections whose peer acknowledges nothing for `user_timeout` are closed by the system (Linux).
+    pub fn new(user_timeout: Duration) -> Self {
+        TcpConnector { user_timeout }
+    }
+}
+
+impl Connector for TcpConnector {
+    fn connect<'a>(&'a self, url: &'a PeerUrl) -> BoxFuture<'a, io::Result<BoxIo>> {
+        Box::pin(async move {
+            if url.is_https() {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "the URL says https, but peers are plain TCP",
+                ));
+            }
+            let stream = TcpStream::connect((url.host(), url.port())).await?;
+            tune(&stream, self.user_timeout)?;
+            Ok(Box::new(stream) as BoxIo)
+        })
+    }
+}
+
+impl Acceptor for TcpListener {
+    async fn accept(&mut self) -> io::Result<(BoxIo, SocketAddr)> {
+        let (stream, remote) = TcpListener::accept(self).await?;
+        // A peer that is gone already fails here; the connection then ends by itself.
+        let _ = tune(&stream, Duration::ZERO);
+        Ok((Box::new(stream), remote))
+    }
+}
+
+/// Sets the options of a peer socket; `user_timeout` zero leaves that one alone.
+fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEP_ALIVE)
+            .with_interval(KEEP_ALIVE),
+    )?;
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    if !user_timeout.is_zero() {
+        socket.set_tcp_user_timeout(Some(user_timeout))?;
+    }
+    #[cfg(not(any(target_os = "android", target_os = "fuchsia", target_os = "linux")))]
+    let _ = user_timeout;
+    Ok(())
+}
+
+/// A peer's base URL: scheme, host and port, nothing else.
+///
+/// etcd: client/pkg/types/urls.go, `NewURLs`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerUrl {
+    text: String,
+    https: bool,
+    host: String,
+    port: u16,
+}
+
+impl PeerUrl {
+    /// Parses `http://host:port` or `https://host:port`.
+    pub fn parse(text: &str) -> Result<PeerUrl, UrlError> {
+        let (https, authority) = match text.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
+            _ => return Err(UrlError::Scheme(text.to_owned())),
+        };
+        if authority.contains(['/', '?', '#']) {
+            return Err(UrlError::Path(text.to_owned()));
+        }
+        let broken = || UrlError::HostPort(text.to_owned());
+        let (host, port) = authority.rsplit_once(':').ok_or_else(broken)?;
+        let inner = match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            Some(inner) if inner.parse::<std::net::Ipv6Addr>().is_ok() => inner,
+            Some(_) => return Err(broken()),
+            None if host.contains(':') => return Err(broken()),
+            None => host,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+        if inner.is_empty()
+            || !inner.chars().all(plain)
+            || !port.bytes().all(|digit| digit.is_ascii_digit())
+        {
+            return Err(broken());
+        }
+        let port = port.parse().map_err(|_| broken())?;
+        Ok(PeerUrl {
+            text: text.to_owned(),
+            https,
+            host: inner.to_owned(),
+            port,
+        })
+    }
+
+    /// Parses a list and sorts it by text, as etcd does: rotation starts at the smallest.
+    pub fn parse_list<S: AsRef<str>>(texts: &[S]) -> Result<Vec<PeerUrl>, UrlError> {
+        let mut urls = texts
+            .iter()
+            .map(|text| PeerUrl::parse(text.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        if urls.is_empty() {
+            return Err(UrlError::None);
+        }
+        urls.sort_unstable();
+        Ok(urls)
+    }
+
+    /// As given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the scheme is https.
+    pub fn is_https(&self) -> bool {
+        self.https
+    }
+
+    /// Host name or address, an IPv6 address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `host:port` as it stands in the URL, for the `Host` header.
+    pub fn authority(&self) -> &str {
+        self.text
+            .split_once("://")
+            .map_or("", |(_, authority)| authority)
+    }
+}
+
+impl fmt::Display for PeerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for PeerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A byte stream whose writes fail with `TimedOut` once the other side took nothing for the write timeout.
+pub(crate) struct WriteDeadline {
+    io: BoxIo,
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    armed: bool,
+}
+
+impl WriteDeadline {
+    pub(crate) fn new(io: BoxIo, timeout: Duration) -> Self {
+        WriteDeadline {
+            io,
+            timeout,
+            timer: None,
+            armed: false,
+        }
+    }
+
+    /// Passes a finished operation on; a pending one is failed when it has been pending for too long.
+    fn bound<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.armed = false;
+            return outcome;
+        }
+        let deadline = Instant::now() + self.timeout;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if !self.armed {
+            timer.as_mut().reset(deadline);
+            self.armed = true;
+        }
+        ready!(timer.as_mut().poll(cx));
+        self.armed = false;
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the peer takes no bytes",
+        )))
+    }
+}
+
+impl AsyncRead for WriteDeadline {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for WriteDeadline {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.bound(cx, outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.bound(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.io).poll_flush(cx);
+        self.bound(cx, outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.bound(cx, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_host_and_port_only() {
+        for good in [
+            "http://127.0.0.1:2380",
+            "https://etcd-0.etcd.svc:2380",
+            "http://[::1]:2380",
+            "http://a:0",
+        ] {
+            let url = PeerUrl::parse(good).unwrap();
+            assert_eq!(url.to_string(), good);
+            assert_eq!(url.is_https(), good.starts_with("https"));
+        }
+        assert_eq!(PeerUrl::parse("http://[::1]:2380").unwrap().host(), "::1");
+        assert_eq!(
+            PeerUrl::parse("http://[::1]:2380").unwrap().authority(),
+            "[::1]:2380"
+        );
+        for (bad, error) in [
+            ("127.0.0.1:2380", UrlError::Scheme as fn(String) -> UrlError),
+            ("ftp://a:1", UrlError::Scheme),
+            ("", UrlError::Scheme),
+            ("http://a:1/", UrlError::Path),
+            ("http://a:1/raft", UrlError::Path),
+            ("http://a:1?b", UrlError::Path),
+            ("http://a", UrlError::HostPort),
+            ("http://a:", UrlError::HostPort),
+            ("http://:1", UrlError::HostPort),
+            ("http://a:65536", UrlError::HostPort),
+            ("http://a:+1", UrlError::HostPort),
+            ("http://::1:2380", UrlError::HostPort),
+            ("http://[::1:2380", UrlError::HostPort),
+            ("http://[x]:2380", UrlError::HostPort),
+            ("http://u@a:1", UrlError::HostPort),
+            ("http://a b:1", UrlError::HostPort),
+            ("http://a\r\nX-Evil:1", UrlError::HostPort),
+        ] {
+            assert_eq!(PeerUrl::parse(bad), Err(error(bad.to_owned())), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lists_are_sorted_and_never_empty() {
+        let urls = PeerUrl::parse_list(&["http://b:1", "http://a:2"]).unwrap();
+        assert_eq!(urls[0].as_str(), "http://a:2");
+        assert_eq!(PeerUrl::parse_list::<&str>(&[]), Err(UrlError::None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_nobody_takes_fails_at_its_deadline() {
+        use tokio::io::AsyncWriteExt;
+        let (near, _far) = tokio::io::duplex(4);
+        let mut io = WriteDeadline::new(Box::new(near), Duration::from_secs(5));
+        let begun = Instant::now();
+        let error = io.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed().as_secs(), 5);
+    }
+}

@@ -1,0 +1,223 @@
+//! Probing: is the peer's port alive, how far is it, how far off is its clock?
+//!
+//! One prober runs per channel kind, as operators know them from the logs. It keeps its connection between
+//! probes, so that what it measures is a round trip and not a handshake. Invariant: it influences nothing but
+//! logs and one histogram.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, Request, StatusCode, Uri};
+use metrics::Histogram;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use transport_core::{MemberId, handshake::PROBING_PATH};
+
+use crate::{
+    body::nothing,
+    client::{Connection, Dialer},
+    error::ClientError,
+    net::PeerUrl,
+    requests::insert_host,
+    url_picker::UrlPicker,
+};
+
+/// etcd: read timeout - 1 s, fixed; below the idle limit of the peer's server, so that the connection lives on.
+const PROBE_INTERVAL: Duration = Duration::from_secs(4);
+const REPORT_UNHEALTHY: Duration = Duration::from_secs(5);
+const REPORT_HEALTHY: Duration = Duration::from_secs(30);
+const CLOCK_DRIFT_MAX: Duration = Duration::from_secs(1);
+/// An answer has about fifty bytes.
+const ANSWER_BYTES: usize = 4096;
+
+/// etcd's names for the two probers of a peer.
+pub(crate) const ROUND_TRIPPERS: [&str; 2] =
+    ["ROUND_TRIPPER_SNAPSHOT", "ROUND_TRIPPER_RAFT_MESSAGE"];
+
+/// What the endpoint answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Health {
+    #[serde(rename = "OK")]
+    ok: bool,
+    /// RFC 3339.
+    now: String,
+}
+
+/// The endpoint's answer at this moment, one line of JSON.
+pub(crate) fn answer() -> String {
+    let health = Health {
+        ok: true,
+        now: jiff::Timestamp::now().to_string(),
+    };
+    // A bool and a string cannot fail; if they did, an empty answer would count as unhealthy.
+    serde_json::to_string(&health)
+        .map(|json| json + "\n")
+        .unwrap_or_default()
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("unexpected status {0}")]
+    Status(StatusCode),
+    #[error("unreadable answer: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("unreadable time: {0}")]
+    Time(#[from] jiff::Error),
+    #[error("the peer says it is not healthy")]
+    NotOk,
+}
+
+/// Probes one peer through one kind of channel.
+pub(crate) struct Prober {
+    pub(crate) peer: MemberId,
+    pub(crate) round_tripper: &'static str,
+    pub(crate) picker: Arc<UrlPicker>,
+    pub(crate) dialer: Dialer,
+    pub(crate) answer_timeout: Duration,
+    pub(crate) round_trip: Histogram,
+}
+
+#[derive(Default)]
+struct Measured {
+    connection: Option<Connection>,
+    /// Smoothed, weight 1/8, from the first sample on.
+    round_trip: Option<Duration>,
+    /// Local clock minus the peer's, half a round trip taken off; seconds.
+    clock_ahead: f64,
+    error: Option<ProbeError>,
+}
+
+impl Prober {
+    /// Runs until cancelled.
+    pub(crate) async fn run(self, cancel: CancellationToken) {
+        let probing = async {
+            let mut measured = Measured::default();
+            let mut probes = interval(PROBE_INTERVAL);
+            probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut report_at = Instant::now() + REPORT_UNHEALTHY;
+            loop {
+                tokio::select! {
+                    _ = probes.tick() => self.probe(&mut measured).await,
+                    () = sleep_until(report_at) => {
+                        self.report(&measured);
+                        let healthy = measured.error.is_none() && measured.round_trip.is_some();
+                        report_at = Instant::now() + if healthy { REPORT_HEALTHY } else { REPORT_UNHEALTHY };
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = probing => {}
+        }
+    }
+
+    async fn probe(&self, measured: &mut Measured) {
+        let url = self.picker.pick();
+        if measured
+            .connection
+            .as_ref()
+            .is_some_and(|connection| **connection.url() != *url)
+        {
+            measured.connection = None;
+        }
+        match self.exchange(measured, &url).await {
+            Ok((now, took)) => {
+                let smoothed = measured
+                    .round_trip
+                    .map_or(took, |before| before - before / 8 + took / 8);
+                measured.round_trip = Some(smoothed);
+                let apart = jiff::Timestamp::now().duration_since(now).as_secs_f64();
+                measured.clock_ahead = apart - smoothed.as_secs_f64() / 2.0;
+                measured.error = None;
+                return;
+            }
+            Err(error) => measured.error = Some(error),
+        }
+        measured.connection = None;
+        self.picker.unreachable(&url);
+    }
+
+    async fn exchange(
+        &self,
+        measured: &mut Measured,
+        url: &Arc<PeerUrl>,
+    ) -> Result<(jiff::Timestamp, Duration), ProbeError> {
+        let kept = match measured.connection.take() {
+            Some(mut kept) => kept.is_open().await.then_some(kept),
+            None => None,
+        };
+        let open = match kept {
+            Some(open) => open,
+            None => self.dialer.open(url).await?,
+        };
+        let connection = measured.connection.insert(open);
+        let mut request = Request::new(nothing());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = Uri::from_static(PROBING_PATH);
+        insert_host(request.headers_mut(), url);
+        let begun = Instant::now();
+        let answer = connection
+            .exchange(request, self.answer_timeout, ANSWER_BYTES)
+            .await?;
+        let took = begun.elapsed();
+        if answer.status() != StatusCode::OK {
+            return Err(ProbeError::Status(answer.status()));
+        }
+        let health: Health = serde_json::from_slice(answer.body())?;
+        if !health.ok {
+            return Err(ProbeError::NotOk);
+        }
+        Ok((health.now.parse()?, took))
+    }
+
+    fn report(&self, measured: &Measured) {
+        let rtt = measured.round_trip.unwrap_or_default();
+        if measured.round_trip.is_some() {
+            self.round_trip.record(rtt);
+        }
+        if let Some(error) = &measured.error {
+            tracing::warn!(
+                "round-tripper-name" = self.round_tripper,
+                "remote-peer-id" = %self.peer,
+                rtt = ?rtt,
+                error = %error,
+                "prober detected unhealthy status"
+            );
+        } else if measured.clock_ahead > CLOCK_DRIFT_MAX.as_secs_f64() {
+            tracing::warn!(
+                "round-tripper-name" = self.round_tripper,
+                "remote-peer-id" = %self.peer,
+                "clock-drift" = format_args!("{:.6}s", measured.clock_ahead),
+                rtt = ?rtt,
+                "prober found high clock drift"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_is_what_go_reads_and_writes() {
+        let text = answer();
+        assert!(
+            text.starts_with(r#"{"OK":true,"Now":"20"#) && text.ends_with("Z\"}\n"),
+            "{text}"
+        );
+        let go: Health =
+            serde_json::from_str(r#"{"OK":true,"Now":"2026-11-23T21:29:20.32034754Z"}"#).unwrap();
+        assert!(go.ok);
+        let now: jiff::Timestamp = go.now.parse().unwrap();
+        assert_eq!(
+            now.to_string(),
+            go.now,
+            "Go drops trailing zeros, and so do we"
+        );
+    }
+}

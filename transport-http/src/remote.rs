@@ -1,0 +1,124 @@
+//! A remote: somebody to answer who is not (yet) a member here. Pipeline only.
+//!
+//! A node that joins or lags knows members it cannot have as peers yet, and is known to members that are not its
+//! own. Invariant: a remote never becomes a peer; when the id is also a peer, the peer gets the messages.
+//!
+//! etcd: server/etcdserver/api/rafthttp/remote.go.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use transport_core::{
+    MemberId,
+    lane::{DropReason, Refused},
+    raftpb::Message,
+};
+
+use crate::{
+    environment::Environment,
+    log_gate::LogGate,
+    metrics::{PeerMetrics, Queue},
+    net::PeerUrl,
+    pipeline::{PIPELINE_WORKERS, Pipeline, PipelineQueue},
+    url_picker::UrlPicker,
+};
+
+pub(crate) struct Remote {
+    id: MemberId,
+    /// Created by the owner, not by a header: never dropped for want of use.
+    pub(crate) pinned: bool,
+    pipeline: Arc<Pipeline>,
+    pub(crate) metrics: Arc<PeerMetrics>,
+    paused: AtomicBool,
+    used: Mutex<Instant>,
+    full: LogGate,
+    cancel: CancellationToken,
+}
+
+impl Remote {
+    pub(crate) fn start(
+        env: &Environment,
+        id: MemberId,
+        urls: Vec<PeerUrl>,
+        pinned: bool,
+    ) -> Remote {
+        let metrics = Arc::new(env.metrics.peer(id));
+        let queue = PipelineQueue::new(env, metrics.queue(Queue::Pipeline));
+        let pipeline = Arc::new(Pipeline {
+            peer: id,
+            queue,
+            dialer: env.dialer.clone(),
+            identity: Arc::clone(&env.identity),
+            picker: Arc::new(UrlPicker::new(urls)),
+            activity: None,
+            follower: None,
+            reports: Arc::clone(&env.reports),
+            metrics: Arc::clone(&metrics),
+            post_timeout: env.config.limits.post_timeout,
+        });
+        let cancel = env.cancel.child_token();
+        for _ in 0..PIPELINE_WORKERS {
+            env.spawn(Arc::clone(&pipeline).work(cancel.clone()));
+        }
+        tracing::info!(
+            "local-member-id" = %env.config.id,
+            "remote-peer-id" = %id,
+            "started remote peer pipeline"
+        );
+        Remote {
+            id,
+            pinned,
+            pipeline,
+            metrics,
+            paused: AtomicBool::new(false),
+            used: Mutex::new(Instant::now()),
+            full: LogGate::default(),
+            cancel,
+        }
+    }
+
+    /// Queues a message; a full queue drops it without a report to raft, which does not track remotes.
+    pub(crate) fn send(&self, message: Message) {
+        if self.paused.load(Ordering::Relaxed) {
+            return;
+        }
+        *self.used.lock() = Instant::now();
+        if let Err(Refused { message, reason }) = self.pipeline.queue.push(message) {
+            self.metrics.sent_failures.increment(1);
+            if let Some(held_back) = self.full.open() {
+                tracing::warn!(
+                    "message-type" = ?message.kind(),
+                    "remote-peer-id" = %self.id,
+                    reason = %reason,
+                    "held-back" = held_back,
+                    "dropped Raft message since sending buffer is full (overloaded network)"
+                );
+            }
+        }
+    }
+
+    /// When a message was last sent to it.
+    pub(crate) fn used(&self) -> Instant {
+        *self.used.lock()
+    }
+
+    pub(crate) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+        self.pipeline.queue.clear(DropReason::Paused);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
+    /// Tells the workers to end; the transport's tracker joins them.
+    pub(crate) fn stop(&self) {
+        self.cancel.cancel();
+        self.pipeline.queue.clear(DropReason::Stopped);
+    }
+}

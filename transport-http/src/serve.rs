@@ -1,0 +1,126 @@
+//! The accept loop of a peer port: HTTP/1.1 only, every connection counted, bounded and joined.
+//!
+//! Requests the transport owns go to it, the rest to the caller's fallback. Deadlines: a request head, and the
+//! pause before the next one, within the read timeout; each write within the write timeout; bodies are read under
+//! the handlers' own deadline. A stream's connection has no read deadline, as the dialler sends nothing more.
+
+use std::{
+    convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    body::PeerBody,
+    net::{Acceptor, BoxIo, WriteDeadline},
+    raft::Raft,
+    transport::Transport,
+};
+
+/// Pause after a failed accept: out of file descriptors, mostly.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How long requests under way may take to end once the port closes.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+
+/// Serves a peer port until `shutdown`, then closes every connection and returns.
+///
+/// Requests the transport does not answer go to `fallback`. Stop the transport first if peers should see the end
+/// of their streams as a clean one.
+pub async fn serve_peers<A, R, F, Fut>(
+    mut acceptor: A,
+    transport: Transport<R>,
+    fallback: F,
+    shutdown: CancellationToken,
+) where
+    A: Acceptor,
+    R: Raft,
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response<PeerBody>> + Send + 'static,
+{
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(transport.config().limits.connections));
+    loop {
+        let accepted = async {
+            // Closed never: `places` lives as long as this function.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (acceptor.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((io, remote)) => {
+                let serving = serve_connection(
+                    io,
+                    remote,
+                    transport.clone(),
+                    fallback.clone(),
+                    shutdown.clone(),
+                );
+                connections.spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "failed to accept a peer connection");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+    drop(acceptor);
+    connections.close();
+    connections.wait().await;
+}
+
+/// Serves one accepted connection until it ends or `shutdown`; for callers with an accept loop of their own.
+pub async fn serve_connection<R, F, Fut>(
+    io: BoxIo,
+    remote: SocketAddr,
+    transport: Transport<R>,
+    fallback: F,
+    shutdown: CancellationToken,
+) where
+    R: Raft,
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response<PeerBody>> + Send + 'static,
+{
+    let read_timeout = transport.config().read_timeout;
+    let io = TokioIo::new(WriteDeadline::new(io, transport.config().write_timeout));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let transport = transport.clone();
+        let fallback = fallback.clone();
+        async move {
+            let response = match transport.serve(request, remote).await {
+                Ok(response) => response,
+                Err(request) => fallback(request).await,
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(read_timeout)
+        .title_case_headers(true)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(SHUTDOWN_GRACE, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        // A peer that goes away, or somebody who speaks no HTTP: neither is ours to fix.
+        tracing::debug!(remote = %remote, error = %error, "peer connection ended");
+    }
+}

@@ -1,0 +1,158 @@
+//! Receives a snapshot: the message, then the database, which goes to the sink as it comes.
+//!
+//! The sink is blocking and runs on a blocking thread, fed through a channel of a few pieces; the database is
+//! never whole in memory. Invariant: the sink commits only what the sender ended properly, and raft sees the
+//! message only after the commit.
+//!
+//! etcd: server/etcdserver/api/rafthttp/http.go, `snapshotHandler`.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::{sync::mpsc, time::timeout};
+use transport_core::{
+    frame::snapshot::{Envelope, EnvelopeDecoder},
+    handshake::Verdict,
+    raftpb::{Message, MessageType},
+};
+
+use crate::{environment::Environment, raft::SnapshotSink};
+
+/// Pieces between socket and disk. hyper yields at most a few hundred KiB at once, so about two MiB.
+const PIECES_AHEAD: usize = 4;
+
+/// A request body under a deadline per read.
+pub(crate) struct TimedBody {
+    pub(crate) body: Incoming,
+    pub(crate) read_timeout: Duration,
+}
+
+impl TimedBody {
+    /// The next piece, `None` at a proper end.
+    pub(crate) async fn chunk(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            let frame = match timeout(self.read_timeout, self.body.frame()).await {
+                Ok(frame) => frame?,
+                Err(_) => {
+                    return Some(Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the sender is silent",
+                    )));
+                }
+            };
+            match frame.map(http_body::Frame::into_data) {
+                Ok(Ok(data)) => return Some(Ok(data)),
+                // Trailers.
+                Ok(Err(_)) => {}
+                Err(error) => {
+                    return Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)));
+                }
+            }
+        }
+    }
+}
+
+/// Reads the message in front of the database.
+pub(crate) async fn envelope(body: &mut TimedBody, limit: u64) -> Result<Envelope, Verdict> {
+    let mut decoder = EnvelopeDecoder::new(limit);
+    while let Some(piece) = body.chunk().await {
+        let piece = piece.map_err(malformed)?;
+        if let Some(envelope) = decoder.feed(piece).map_err(malformed)? {
+            return check(envelope);
+        }
+    }
+    Err(malformed(decoder.finish()))
+}
+
+fn malformed(cause: impl ToString) -> Verdict {
+    Verdict::SnapshotMalformed {
+        cause: cause.to_string(),
+    }
+}
+
+fn unsaved(cause: impl ToString) -> Verdict {
+    Verdict::SnapshotUnsaved {
+        cause: cause.to_string(),
+    }
+}
+
+fn check(envelope: Envelope) -> Result<Envelope, Verdict> {
+    if envelope.message.kind() != Some(MessageType::Snapshot) {
+        return Err(Verdict::SnapshotWrongType);
+    }
+    // Go's latest handler crashes on this; nobody can use it.
+    if envelope
+        .message
+        .snapshot
+        .as_ref()
+        .is_none_or(|snapshot| snapshot.metadata.is_none())
+    {
+        return Err(malformed("snapshot is missing"));
+    }
+    Ok(envelope)
+}
+
+enum Piece {
+    Data(Bytes),
+    /// The sender ended the body properly.
+    End,
+}
+
+/// Passes the database to the sink; the number of bytes once it is durable.
+pub(crate) async fn save(
+    env: &Environment,
+    sink: Arc<dyn SnapshotSink>,
+    message: &Message,
+    first: impl Iterator<Item = Bytes>,
+    body: &mut TimedBody,
+) -> Result<u64, Verdict> {
+    let (pieces, received) = mpsc::channel(PIECES_AHEAD);
+    let message = message.clone();
+    let saving = env
+        .tracker
+        .spawn_blocking_on(move || write(&*sink, &message, received), &env.runtime);
+    let fed = feed(pieces, first, body).await;
+    // `feed` dropped the channel, so the thread ends after what it has.
+    let saved = saving
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
+    match (fed, saved) {
+        // The disk's error is the cause when both fail: the channel closed because of it.
+        (_, Err(error)) if error.kind() != io::ErrorKind::ConnectionAborted => Err(unsaved(error)),
+        (Err(error), _) | (Ok(()), Err(error)) => Err(unsaved(error)),
+        (Ok(()), Ok(bytes)) => Ok(bytes),
+    }
+}
+
+async fn feed(
+    pieces: mpsc::Sender<Piece>,
+    first: impl Iterator<Item = Bytes>,
+    body: &mut TimedBody,
+) -> io::Result<()> {
+    let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+    for piece in first {
+        pieces.send(Piece::Data(piece)).await.map_err(gone)?;
+    }
+    while let Some(piece) = body.chunk().await {
+        pieces.send(Piece::Data(piece?)).await.map_err(gone)?;
+    }
+    pieces.send(Piece::End).await.map_err(gone)
+}
+
+fn write(
+    sink: &dyn SnapshotSink,
+    message: &Message,
+    mut received: mpsc::Receiver<Piece>,
+) -> io::Result<u64> {
+    let mut writer = sink.create(message)?;
+    loop {
+        match received.blocking_recv() {
+            Some(Piece::Data(data)) => writer.write(&data)?,
+            Some(Piece::End) => return writer.commit(),
+            // Broken off: the writer removes what it has.
+            None => return Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Dials a stream: one GET, one verdict.
+//!
+//! Whatever fails turns the picker to the peer's next URL. Invariant: connecting, the head of the answer and the
+//! body of a refusal each have their deadline, and a refusal's body is read up to a limit.
+//!
+//! etcd: server/etcdserver/api/rafthttp/stream.go, `streamReader.dial`.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::timeout;
+use transport_core::{
+    MemberId,
+    handshake::{DialVerdict, StreamKind},
+};
+
+use crate::{
+    body::nothing, client::Connection, environment::Environment, error::ClientError, net::PeerUrl,
+    requests::request, url_picker::UrlPicker,
+};
+
+/// A refusal is one short line.
+const REFUSAL_BYTES: usize = 64 << 10;
+
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("unsupported stream type")]
+    Unsupported,
+    #[error("the member has been permanently removed from the cluster")]
+    Removed,
+    #[error("peer {0} failed to find local node")]
+    NotFound(MemberId),
+    #[error("incompatible version")]
+    IncompatibleVersion,
+    #[error("cluster ID mismatch")]
+    ClusterIdMismatch,
+    #[error("unexpected status {0}")]
+    Status(StatusCode),
+}
+
+/// An open stream.
+pub(crate) struct Dialled {
+    pub(crate) connection: Connection,
+    pub(crate) body: Incoming,
+}
+
+/// Asks `peer` for a stream of this kind. Cancel-safe: dropping the future closes the connection.
+pub(crate) async fn dial(
+    env: &Environment,
+    kind: StreamKind,
+    peer: MemberId,
+    picker: &UrlPicker,
+) -> Result<Dialled, DialError> {
+    let url = picker.pick();
+    let outcome = ask(env, kind, peer, &url).await;
+    if outcome.is_err() {
+        picker.unreachable(&url);
+    }
+    outcome
+}
+
+async fn ask(
+    env: &Environment,
+    kind: StreamKind,
+    peer: MemberId,
+    url: &Arc<PeerUrl>,
+) -> Result<Dialled, DialError> {
+    let mut connection = env.dialer.open(url).await?;
+    let path = kind.path(env.config.id);
+    let request = request(
+        &env.identity,
+        Method::GET,
+        url,
+        &path,
+        Some(peer),
+        nothing(),
+    );
+    let (head, body) = connection
+        .send(request, env.config.read_timeout)
+        .await?
+        .into_parts();
+    // A server without the version header may never end the body of its 200: only refusals are read.
+    let refusal = if DialVerdict::needs_body(head.status) {
+        read_refusal(&mut connection, body, env.config.read_timeout).await?
+    } else {
+        let answer = DialVerdict::read(
+            env.config.server_version,
+            kind,
+            head.status,
+            &head.headers,
+            &[],
+        );
+        return match answer {
+            DialVerdict::Accepted => Ok(Dialled { connection, body }),
+            refused => Err(refusal_error(refused, head.status, peer)),
+        };
+    };
+    let answer = DialVerdict::read(
+        env.config.server_version,
+        kind,
+        head.status,
+        &head.headers,
+        &refusal,
+    );
+    Err(refusal_error(answer, head.status, peer))
+}
+
+async fn read_refusal(
+    connection: &mut Connection,
+    body: Incoming,
+    within: Duration,
+) -> Result<bytes::Bytes, ClientError> {
+    let url = connection.url().to_string();
+    match timeout(within, connection.collect(body, REFUSAL_BYTES)).await {
+        Ok(read) => read,
+        Err(_) => Err(ClientError::Deadline {
+            url,
+            what: "end of the answer",
+            after: within,
+        }),
+    }
+}
+
+fn refusal_error(answer: DialVerdict, status: StatusCode, peer: MemberId) -> DialError {
+    match answer {
+        DialVerdict::Unsupported => DialError::Unsupported,
+        DialVerdict::Removed => DialError::Removed,
+        DialVerdict::NotFound => DialError::NotFound(peer),
+        DialVerdict::IncompatibleVersion => DialError::IncompatibleVersion,
+        DialVerdict::ClusterIdMismatch => DialError::ClusterIdMismatch,
+        DialVerdict::Accepted | DialVerdict::PreconditionFailed | DialVerdict::Unexpected(_) => {
+            DialError::Status(status)
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The receiving side of a stream: dial, decode until it ends, wait, dial again.
+//!
+//! One task per kind and peer, which also drives its connection. Messages go to the peer's inbox; entry data stay
+//! slices of what was read. Invariant: a stream that brings no byte for the read timeout is dropped, so a silent
+//! network is noticed within that time; the first retry comes at once, the next ones at the limiter's pace.
+//!
+//! etcd: server/etcdserver/api/rafthttp/stream.go, `streamReader`.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use transport_core::{
+    MemberId,
+    frame::FrameError,
+    handshake::StreamKind,
+    raftpb::{Message, encoded_len},
+    status::Action,
+};
+
+use crate::{
+    activity::Activity,
+    environment::Environment,
+    error::{ClientError, CriticalError},
+    inbox::Inbox,
+    limiter::DialLimiter,
+    metrics::PeerMetrics,
+    stream::{
+        Decoder,
+        dial::{DialError, Dialled, dial},
+        source,
+    },
+    url_picker::UrlPicker,
+};
+
+/// Why an open stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    /// The peer ended it on purpose: another connection took its place, or it stops.
+    #[error("EOF")]
+    Ended,
+    #[error(transparent)]
+    Connection(#[from] ClientError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("no byte for {0:?}")]
+    Silent(Duration),
+}
+
+pub(crate) struct StreamReader {
+    pub(crate) kind: StreamKind,
+    pub(crate) peer: MemberId,
+    pub(crate) env: Arc<Environment>,
+    pub(crate) picker: Arc<UrlPicker>,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) metrics: Arc<PeerMetrics>,
+    pub(crate) inbox: Arc<Inbox>,
+    /// While set, frames are read and thrown away.
+    pub(crate) paused: Arc<AtomicBool>,
+}
+
+impl StreamReader {
+    /// Runs until cancelled.
+    pub(crate) async fn run(self, cancel: CancellationToken) {
+        let limiter = DialLimiter::new(self.env.config.dial_retry_frequency);
+        let running = async {
+            loop {
+                match dial(&self.env, self.kind, self.peer, &self.picker).await {
+                    Ok(dialled) => self.receive(dialled).await,
+                    Err(error) => self.not_dialled(&error),
+                }
+                limiter.wait().await;
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = running => {}
+        }
+    }
+
+    fn not_dialled(&self, error: &DialError) {
+        match error {
+            // The peer is there; it is only too old.
+            DialError::Unsupported => {}
+            DialError::Removed => {
+                self.activity
+                    .deactivate(source(self.kind), Action::Dial, error);
+                self.env
+                    .reports
+                    .critical(CriticalError::Removed { by: self.peer });
+            }
+            _ => self
+                .activity
+                .deactivate(source(self.kind), Action::Dial, error),
+        }
+    }
+
+    async fn receive(&self, dialled: Dialled) {
+        self.activity.activate();
+        tracing::info!(
+            "stream-reader-type" = %self.kind,
+            "local-member-id" = %self.env.config.id,
+            "remote-peer-id" = %self.peer,
+            "established TCP streaming connection with remote peer"
+        );
+        let lost = self.decode_loop(dialled).await;
+        tracing::warn!(
+            "stream-reader-type" = %self.kind,
+            "local-member-id" = %self.env.config.id,
+            "remote-peer-id" = %self.peer,
+            error = %lost,
+            "lost TCP streaming connection with remote peer"
+        );
+        if !matches!(lost, Lost::Ended) {
+            self.activity
+                .deactivate(source(self.kind), Action::Read, &lost);
+        }
+    }
+
+    async fn decode_loop(&self, mut dialled: Dialled) -> Lost {
+        let read_timeout = self.env.config.read_timeout;
+        let mut decoder = Decoder::new(self.kind, self.env.config.id, self.peer);
+        let mut last_byte = Instant::now();
+        let mut timer = pin!(sleep_until(last_byte + read_timeout));
+        loop {
+            let piece = poll_fn(|cx| {
+                if let Poll::Ready(piece) = dialled.connection.poll_chunk(&mut dialled.body, cx) {
+                    return Poll::Ready(Some(piece));
+                }
+                // Set again only when it fires, not with each piece.
+                while timer.as_mut().poll(cx).is_ready() {
+                    let due = last_byte + read_timeout;
+                    if Instant::now() >= due {
+                        return Poll::Ready(None);
+                    }
+                    timer.as_mut().reset(due);
+                }
+                Poll::Pending
+            });
+            let piece = match piece.await {
+                None => return Lost::Silent(read_timeout),
+                Some(None) => return decoder.finish().map_or_else(Lost::Frame, |()| Lost::Ended),
+                Some(Some(Err(error))) => return error.into(),
+                Some(Some(Ok(piece))) => piece,
+            };
+            last_byte = Instant::now();
+            decoder.feed(piece);
+            if let Err(error) = self.deliver_all(&mut decoder) {
+                return error.into();
+            }
+        }
+    }
+
+    /// Delivers what is complete.
+    fn deliver_all(&self, decoder: &mut Decoder) -> Result<(), FrameError> {
+        let mut received = 0;
+        let outcome = loop {
+            match decoder.next() {
+                Ok(Some(message)) => received += self.deliver(message),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        if received > 0 {
+            self.metrics.received_bytes.increment(received);
+        }
+        outcome
+    }
+
+    /// Passes one message on; its size, 0 for a link heartbeat, which is counted apart.
+    fn deliver(&self, message: Message) -> u64 {
+        let bytes = encoded_len(&message);
+        if message.is_link_heartbeat() {
+            self.env
+                .metrics
+                .received_heartbeat_bytes
+                .increment(bytes as u64);
+            return 0;
+        }
+        if !self.paused.load(Ordering::Relaxed) {
+            self.inbox.push(message, self.activity.is_active());
+        }
+        bytes as u64
+    }
+}

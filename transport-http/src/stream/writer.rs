@@ -1,0 +1,244 @@
+//! The sending side of a stream: a lane, and the one connection that drains it.
+//!
+//! [`push`](StreamWriter::push) is called by raft's thread and only takes a short lock; the connection's own task
+//! drains the lane while it writes ([`StreamBody`]), so no task stands between the two. Invariant: at most one
+//! connection is attached. A new one takes over at once: the old one gets nothing more and ends, what still waited
+//! for it is dropped and reported to raft once, and the new one begins with a fresh encoder.
+//!
+//! etcd: server/etcdserver/api/rafthttp/stream.go, `streamWriter`.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use metrics::Histogram;
+use parking_lot::Mutex;
+use transport_core::{
+    MemberId,
+    handshake::StreamKind,
+    lane::{DropReason, Lane, Pushed, Refused},
+    raftpb::Message,
+    stats::FollowerStats,
+    status::Action,
+};
+
+use crate::{
+    activity::Activity,
+    environment::Environment,
+    metrics::{PeerMetrics, QueueMetrics},
+    stream::{body::StreamBody, queue, source},
+};
+
+/// Tasks to wake once a batch of messages is queued.
+pub(crate) type Wakers = Vec<Waker>;
+
+pub(crate) struct StreamWriter {
+    pub(crate) kind: StreamKind,
+    pub(crate) peer: MemberId,
+    pub(crate) env: Arc<Environment>,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) metrics: Arc<PeerMetrics>,
+    pub(crate) queue_metrics: QueueMetrics,
+    pub(crate) flush_bytes: Histogram,
+    pub(crate) follower: Arc<Mutex<FollowerStats>>,
+    attached: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    lane: Lane,
+    /// Number of the attached connection; 0 for none.
+    connection: u64,
+    /// How many were ever attached.
+    connections: u64,
+    /// The attached connection's task, while it waits for messages.
+    waiting: Option<Waker>,
+    stopped: bool,
+}
+
+/// Why a message was not queued.
+pub(crate) enum NotPushed {
+    /// No connection is attached: take another channel.
+    Idle(Message),
+    /// The lane is full.
+    Full(Refused),
+}
+
+/// What a connection finds in the lane.
+pub(crate) enum Taken {
+    /// Messages, with the bytes they took in the lane.
+    Batch,
+    /// Nothing; the task is woken when that changes.
+    Nothing,
+    /// Another connection is attached, or none any more: end the stream.
+    Replaced,
+}
+
+impl StreamWriter {
+    pub(crate) fn new(
+        kind: StreamKind,
+        peer: MemberId,
+        env: Arc<Environment>,
+        activity: Arc<Activity>,
+        metrics: Arc<PeerMetrics>,
+        follower: Arc<Mutex<FollowerStats>>,
+    ) -> Self {
+        let lane = Lane::new(env.config.limits.stream, Some(env.config.budget.clone()));
+        StreamWriter {
+            kind,
+            peer,
+            queue_metrics: metrics.queue(queue(kind)),
+            flush_bytes: metrics.flush_bytes(queue(kind)),
+            env,
+            activity,
+            metrics,
+            follower,
+            attached: AtomicBool::new(false),
+            state: Mutex::new(State {
+                lane,
+                connection: 0,
+                connections: 0,
+                waiting: None,
+                stopped: false,
+            }),
+        }
+    }
+
+    /// Whether a connection is there to drain the lane.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Relaxed)
+    }
+
+    /// Queues a message. A task that must be woken for it is added to `wakers`, so that a batch wakes it once and
+    /// it finds the whole batch.
+    #[allow(clippy::result_large_err)] // the message goes back by move, as it came
+    pub(crate) fn push(&self, message: Message, wakers: &mut Wakers) -> Result<(), NotPushed> {
+        let mut state = self.state.lock();
+        if state.connection == 0 {
+            return Err(NotPushed::Idle(message));
+        }
+        match state.lane.push(message) {
+            Ok(Pushed::Queued) => wakers.extend(state.waiting.take()),
+            Ok(Pushed::Merged) => {}
+            Err(refused) => {
+                drop(state);
+                self.queue_metrics.dropped(refused.reason, 1);
+                return Err(NotPushed::Full(refused));
+            }
+        }
+        self.queue_metrics.bytes.set(state.lane.bytes() as f64);
+        Ok(())
+    }
+
+    /// Makes a new connection the one; `None` once the peer is stopped.
+    pub(crate) fn attach(self: &Arc<Self>) -> Option<StreamBody> {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return None;
+        }
+        let replaced = state.connection != 0;
+        let old = state.waiting.take();
+        let cleared = state.lane.clear();
+        state.connections += 1;
+        state.connection = state.connections;
+        let number = state.connection;
+        self.attached.store(true, Ordering::Relaxed);
+        drop(state);
+        // Woken, it finds itself replaced and ends its response.
+        old.into_iter().for_each(Waker::wake);
+        if replaced {
+            self.log_closed(&"replaced by a new connection");
+        }
+        if cleared.messages > 0 {
+            self.queue_metrics
+                .dropped(DropReason::ConnectionLost, cleared.messages);
+            self.env.reports.report_unreachable(self.peer);
+        }
+        self.activity.activate();
+        tracing::info!(
+            "stream-writer-type" = %self.kind,
+            "local-member-id" = %self.env.config.id,
+            "remote-peer-id" = %self.peer,
+            "established TCP streaming connection with remote peer"
+        );
+        Some(StreamBody::new(Arc::clone(self), number))
+    }
+
+    /// Moves what waits, up to the flush bound, to `batch`, for connection `number`.
+    pub(crate) fn take(&self, number: u64, batch: &mut Vec<Message>, cx: &Context<'_>) -> Taken {
+        let mut state = self.state.lock();
+        if state.connection != number {
+            return Taken::Replaced;
+        }
+        if state.lane.drain(self.env.config.limits.flush_bytes, batch) > 0 {
+            self.queue_metrics.bytes.set(state.lane.bytes() as f64);
+            return Taken::Batch;
+        }
+        match &mut state.waiting {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => state.waiting = Some(cx.waker().clone()),
+        }
+        Taken::Nothing
+    }
+
+    /// Connection `number` broke; nothing if it was replaced before.
+    pub(crate) fn lost(&self, number: u64, action: Action, reason: &dyn fmt::Display) {
+        let mut state = self.state.lock();
+        if state.connection != number {
+            return;
+        }
+        let cleared = self.detach(&mut state);
+        drop(state);
+        self.queue_metrics
+            .dropped(DropReason::ConnectionLost, cleared);
+        self.activity.deactivate(source(self.kind), action, reason);
+        self.metrics.sent_failures.increment(1);
+        self.env.reports.report_unreachable(self.peer);
+        self.log_closed(reason);
+    }
+
+    /// Ends the stream properly; nothing is attached any more.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        let was_attached = state.connection != 0;
+        let waiting = state.waiting.take();
+        let cleared = self.detach(&mut state);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+        self.queue_metrics.dropped(DropReason::Stopped, cleared);
+        if was_attached {
+            self.log_closed(&"stopped");
+        }
+    }
+
+    /// Pause between link heartbeats.
+    pub(crate) fn heartbeat_period(&self) -> Duration {
+        self.env.config.link_heartbeat_period()
+    }
+
+    fn detach(&self, state: &mut State) -> usize {
+        state.connection = 0;
+        state.waiting = None;
+        self.attached.store(false, Ordering::Relaxed);
+        let cleared = state.lane.clear().messages;
+        self.queue_metrics.bytes.set(0.0);
+        cleared
+    }
+
+    fn log_closed(&self, reason: &dyn fmt::Display) {
+        tracing::warn!(
+            "stream-writer-type" = %self.kind,
+            "local-member-id" = %self.env.config.id,
+            "remote-peer-id" = %self.peer,
+            reason = %reason,
+            "closed TCP streaming connection with remote peer"
+        );
+    }
+}

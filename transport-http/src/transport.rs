@@ -1,0 +1,403 @@
+//! The public handle: who the peers are, and the way to them.
+//!
+//! Invariant: [`send`](Transport::send) never waits and keeps the order of what it is given per channel; after
+//! [`stop`](Transport::stop) no task of the transport runs any more.
+//!
+//! etcd: server/etcdserver/api/rafthttp/transport.go, `Transport`.
+
+use std::{fmt, future::Future, sync::Arc, task::Waker, time::Instant};
+
+use parking_lot::RwLock;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use transport_core::{
+    MemberId,
+    handshake::{Introduction, Membership},
+    lane::SharedBudget,
+    raftpb::Message,
+    stats::LeaderStats,
+};
+
+use crate::{
+    client::Dialer,
+    config::TransportConfig,
+    environment::Environment,
+    error::{CriticalError, StartError, UrlError},
+    log_gate::LogGate,
+    metrics::{Metrics, PeerMetrics},
+    net::PeerUrl,
+    peer::Peer,
+    raft::{OutgoingSnapshot, Raft, SnapshotSink, SnapshotStatus},
+    remote::Remote,
+    reports::Owner,
+    roster::Roster,
+};
+
+/// Exchanges raft messages with the other members of a cluster. Cheap to clone: all clones are one transport.
+pub struct Transport<R: Raft>(Arc<Shared<R>>);
+
+pub(crate) struct Shared<R: Raft> {
+    pub(crate) env: Arc<Environment>,
+    pub(crate) owner: Arc<Owner<R>>,
+    pub(crate) sink: Arc<dyn SnapshotSink>,
+    roster: RwLock<Arc<Roster>>,
+    /// Snapshots being received.
+    pub(crate) snapshot_receives: Arc<Semaphore>,
+    /// Bodies of POSTs in progress.
+    pub(crate) posted: SharedBudget,
+    refused_remotes: LogGate,
+}
+
+impl<R: Raft> Transport<R> {
+    /// Starts a transport without peers, inside a tokio runtime. Received databases go to `sink`.
+    pub fn start(
+        config: TransportConfig,
+        raft: Arc<R>,
+        sink: Arc<dyn SnapshotSink>,
+    ) -> Result<Self, StartError> {
+        let runtime = Handle::try_current()?;
+        if config.id == MemberId(0) {
+            return Err(StartError::NoMemberId);
+        }
+        for (name, limit) in [
+            ("dial_timeout", config.dial_timeout.is_zero()),
+            ("read_timeout", config.read_timeout.is_zero()),
+            ("write_timeout", config.write_timeout.is_zero()),
+            ("limits.flush_bytes", config.limits.flush_bytes == 0),
+            ("limits.connections", config.limits.connections == 0),
+        ] {
+            if limit {
+                return Err(StartError::Zero(name));
+            }
+        }
+        let owner = Arc::new(Owner {
+            raft,
+            critical: watch::Sender::new(None),
+        });
+        let env = Arc::new(Environment {
+            identity: Arc::new(config.identity()),
+            dialer: Dialer::new(&config),
+            metrics: Metrics::new(config.recorder.clone(), config.id),
+            reports: Arc::clone(&owner) as _,
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            runtime,
+            snapshot_sends: Arc::new(Semaphore::new(config.limits.snapshot_sends)),
+            config,
+        });
+        let limits = &env.config.limits;
+        Ok(Transport(Arc::new(Shared {
+            owner,
+            sink,
+            roster: RwLock::default(),
+            snapshot_receives: Arc::new(Semaphore::new(limits.snapshot_receives)),
+            posted: SharedBudget::new(limits.post_total_bytes),
+            refused_remotes: LogGate::default(),
+            env,
+        })))
+    }
+
+    /// Queues messages, each for the member in its `to`. Never waits; messages without a target and to members
+    /// nobody knows are ignored.
+    pub fn send(&self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let roster = self.roster();
+        let mut wakers = Vec::new();
+        for message in messages {
+            if message.to == 0 {
+                continue;
+            }
+            if let Some(peer) = roster.peers.get(&message.to) {
+                peer.send(message, &mut wakers);
+            } else if let Some(remote) = roster.remotes.get(&message.to) {
+                remote.send(message);
+            } else {
+                tracing::debug!(
+                    "message-type" = ?message.kind(),
+                    "unknown-target-peer-id" = %MemberId(message.to),
+                    "ignored message send request; unknown remote peer target"
+                );
+            }
+        }
+        // Only now: a connection that wakes earlier would write what is there, a message at a time.
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Sends a snapshot with its database, in the background. How it ends is reported to raft, also when the peer
+    /// is unknown.
+    pub fn send_snapshot(&self, mut snapshot: OutgoingSnapshot) {
+        let to = snapshot.message.to;
+        if let Some(peer) = self.roster().peers.get(&to) {
+            return peer.send_snapshot(snapshot);
+        }
+        tracing::warn!("remote-peer-id" = %MemberId(to), "refused to send database snapshot to an unknown peer");
+        self.0
+            .owner
+            .raft
+            .report_snapshot(MemberId(to), SnapshotStatus::Failure);
+        snapshot.finish(false);
+    }
+
+    /// Starts talking to a member. Ignored if it is a peer already, is the local member, or the transport is
+    /// stopped.
+    pub fn add_peer(&self, id: MemberId, urls: &[String]) -> Result<(), UrlError> {
+        let parsed = PeerUrl::parse_list(urls)?;
+        let mut roster = self.0.roster.write();
+        if self.refuses(id) || roster.peers.contains_key(&id.0) {
+            return Ok(());
+        }
+        let peer = Peer::start(&self.0.env, &self.0.owner.raft, id, parsed);
+        Arc::make_mut(&mut roster)
+            .peers
+            .insert(id.0, Arc::new(peer));
+        drop(roster);
+        tracing::info!(
+            "local-member-id" = %self.0.env.config.id,
+            "remote-peer-id" = %id,
+            "remote-peer-urls" = ?urls,
+            "added remote peer"
+        );
+        Ok(())
+    }
+
+    /// Makes a member reachable that is not a peer (yet), by pipeline only. Ignored if the id is known already.
+    pub fn add_remote(&self, id: MemberId, urls: &[String]) -> Result<(), UrlError> {
+        self.insert_remote(id, PeerUrl::parse_list(urls)?, true);
+        Ok(())
+    }
+
+    /// Replaces a peer's URLs; open connections stay. Unknown ids are ignored.
+    pub fn update_peer(&self, id: MemberId, urls: &[String]) -> Result<(), UrlError> {
+        let parsed = PeerUrl::parse_list(urls)?;
+        let Some(peer) = self.roster().peers.get(&id.0).cloned() else {
+            return Ok(());
+        };
+        peer.update(parsed);
+        tracing::info!(
+            "local-member-id" = %self.0.env.config.id,
+            "remote-peer-id" = %id,
+            "remote-peer-urls" = ?urls,
+            "updated remote peer"
+        );
+        Ok(())
+    }
+
+    /// Stops talking to a member; its streams end properly. Unknown ids are ignored.
+    pub fn remove_peer(&self, id: MemberId) {
+        let removed = Arc::make_mut(&mut self.0.roster.write())
+            .peers
+            .remove(&id.0);
+        if let Some(peer) = removed {
+            self.stop_peer(id, &peer);
+        }
+    }
+
+    /// [`remove_peer`](Self::remove_peer) for all of them; remotes stay.
+    pub fn remove_all_peers(&self) {
+        let removed = std::mem::take(&mut Arc::make_mut(&mut self.0.roster.write()).peers);
+        for (id, peer) in removed {
+            self.stop_peer(MemberId(id), &peer);
+        }
+    }
+
+    /// Since when the peer can be reached without a break; `None` while it cannot, or when it is unknown.
+    pub fn active_since(&self, id: MemberId) -> Option<Instant> {
+        self.roster().peers.get(&id.0)?.active_since()
+    }
+
+    /// How many peers can be reached.
+    pub fn active_peers(&self) -> usize {
+        self.roster()
+            .peers
+            .values()
+            .filter(|peer| peer.active_since().is_some())
+            .count()
+    }
+
+    /// The peers, in no order.
+    pub fn peers(&self) -> Vec<MemberId> {
+        self.roster().peers.keys().copied().map(MemberId).collect()
+    }
+
+    /// How sending appends to each peer went. A stream counts one sample per write.
+    pub fn leader_stats(&self) -> LeaderStats {
+        let mut stats = LeaderStats::new(self.0.env.config.id);
+        for (id, peer) in &self.roster().peers {
+            *stats.follower(MemberId(*id)) = *peer.follower.lock();
+        }
+        stats
+    }
+
+    /// For tests: drops what is exchanged with one member, as a cut cable would; connections stay up.
+    pub fn cut_peer(&self, id: MemberId) {
+        let roster = self.roster();
+        roster.peers.get(&id.0).inspect(|peer| peer.pause());
+        roster.remotes.get(&id.0).inspect(|remote| remote.pause());
+    }
+
+    /// For tests: undoes [`cut_peer`](Self::cut_peer).
+    pub fn mend_peer(&self, id: MemberId) {
+        let roster = self.roster();
+        roster.peers.get(&id.0).inspect(|peer| peer.resume());
+        roster.remotes.get(&id.0).inspect(|remote| remote.resume());
+    }
+
+    /// For tests: drops what is exchanged with every peer.
+    pub fn pause(&self) {
+        self.roster().peers.values().for_each(|peer| peer.pause());
+    }
+
+    /// For tests: undoes [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.roster().peers.values().for_each(|peer| peer.resume());
+    }
+
+    /// Waits for an error after which the owner must stop the member; for ever if there is none.
+    pub fn critical_error(&self) -> impl Future<Output = CriticalError> + Send + use<R> {
+        let mut errors = self.0.owner.critical.subscribe();
+        async move {
+            loop {
+                if let Some(error) = errors.borrow_and_update().clone() {
+                    return error;
+                }
+                if errors.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Ends every stream properly, stops every task and waits for all of them. Idempotent.
+    pub async fn stop(&self) {
+        let roster = {
+            let mut roster = self.0.roster.write();
+            self.0.env.cancel.cancel();
+            std::mem::take(&mut *roster)
+        };
+        for remote in roster.remotes.values() {
+            remote.stop();
+        }
+        for (id, peer) in &roster.peers {
+            self.stop_peer(MemberId(*id), peer);
+        }
+        self.0.env.tracker.close();
+        self.0.env.tracker.wait().await;
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &TransportConfig {
+        &self.0.env.config
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<R> {
+        &self.0
+    }
+
+    pub(crate) fn roster(&self) -> Arc<Roster> {
+        Arc::clone(&self.0.roster.read())
+    }
+
+    /// Adds who introduced itself in a request, unless it is known or must not be known.
+    pub(crate) fn introduce(&self, introduction: &Introduction) {
+        let id = introduction.id;
+        if self.0.owner.raft.is_id_removed(id) {
+            return;
+        }
+        match PeerUrl::parse_list(&introduction.urls) {
+            Ok(urls) => self.insert_remote(id, urls, false),
+            Err(error) => {
+                if let Some(held_back) = self.0.refused_remotes.open() {
+                    tracing::warn!(
+                        "remote-peer-id" = %id,
+                        error = %error,
+                        "held-back" = held_back,
+                        "ignored the peer URLs of a request"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Handles of a peer's metrics, if it is one.
+    pub(crate) fn peer_metrics(&self, id: MemberId) -> Option<Arc<PeerMetrics>> {
+        let roster = self.roster();
+        let peer = roster
+            .peers
+            .get(&id.0)
+            .map(|peer| Arc::clone(&peer.metrics));
+        peer.or_else(|| {
+            roster
+                .remotes
+                .get(&id.0)
+                .map(|remote| Arc::clone(&remote.metrics))
+        })
+    }
+
+    fn refuses(&self, id: MemberId) -> bool {
+        id == MemberId(0) || id == self.0.env.config.id || self.0.env.cancel.is_cancelled()
+    }
+
+    fn insert_remote(&self, id: MemberId, urls: Vec<PeerUrl>, pinned: bool) {
+        // Most requests come from peers: look before locking.
+        let known = |roster: &Roster| {
+            roster.peers.contains_key(&id.0) || roster.remotes.contains_key(&id.0)
+        };
+        if self.refuses(id) || known(&self.roster()) {
+            return;
+        }
+        let mut roster = self.0.roster.write();
+        if self.refuses(id) || known(&roster) {
+            return;
+        }
+        let changed = Arc::make_mut(&mut roster);
+        if !pinned && !changed.make_room(self.0.env.config.limits.remotes) {
+            drop(roster);
+            if let Some(held_back) = self.0.refused_remotes.open() {
+                tracing::warn!("remote-peer-id" = %id, "held-back" = held_back, "refused a remote: there are too many");
+            }
+            return;
+        }
+        changed
+            .remotes
+            .insert(id.0, Arc::new(Remote::start(&self.0.env, id, urls, pinned)));
+    }
+
+    fn stop_peer(&self, id: MemberId, peer: &Peer) {
+        peer.stop();
+        tracing::info!(
+            "local-member-id" = %self.0.env.config.id,
+            "removed-remote-peer-id" = %id,
+            "removed remote peer"
+        );
+    }
+}
+
+impl<R: Raft> Membership for Transport<R> {
+    fn is_removed(&self, id: MemberId) -> bool {
+        self.0.owner.raft.is_id_removed(id)
+    }
+
+    fn is_peer(&self, id: MemberId) -> bool {
+        self.roster().peers.contains_key(&id.0)
+    }
+}
+
+impl<R: Raft> Clone for Transport<R> {
+    fn clone(&self) -> Self {
+        Transport(Arc::clone(&self.0))
+    }
+}
+
+impl<R: Raft> fmt::Debug for Transport<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("config", self.config())
+            .field("peers", &self.peers())
+            .finish()
+    }
+}
