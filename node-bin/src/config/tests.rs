@@ -1,0 +1,306 @@
+//! The rules of configuration as etcd's users meet them: what is refused, with which words and exit code.
+
+use super::*;
+
+fn load_words(words: &str, variables: &[(&str, &str)]) -> Result<Outcome, Failure> {
+    let args = words.split_whitespace().map(OsString::from).collect();
+    load(
+        args,
+        variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect(),
+    )
+}
+
+fn loaded(words: &str) -> Loaded {
+    match load_words(words, &[]) {
+        Ok(Outcome::Run(loaded)) => *loaded,
+        other => panic!("{words}: {other:?}"),
+    }
+}
+
+fn refused(words: &str) -> (String, u8) {
+    let error = load_words(words, &[]).unwrap_err().error;
+    (error.to_string(), error.exit_code())
+}
+
+#[test]
+fn the_defaults_are_etcd_s() {
+    let Loaded { config, notes } = loaded("");
+    assert_eq!(
+        (config.name.as_str(), config.data_dir.to_str()),
+        ("default", Some("default.etcd"))
+    );
+    assert_eq!(
+        url::strings(&config.listen_peer_urls),
+        ["http://localhost:2380"]
+    );
+    assert_eq!(
+        url::strings(&config.advertise_client_urls),
+        ["http://localhost:2379"]
+    );
+    assert_eq!(config.initial_cluster, "default=http://localhost:2380");
+    assert_eq!(
+        (
+            config.heartbeat_ms,
+            config.election_ms,
+            config.election_ticks()
+        ),
+        (100, 1000, 10)
+    );
+    assert_eq!(config.request_timeout(), Duration::from_secs(7));
+    assert_eq!(config.peer_dial_timeout(), Duration::from_secs(2));
+    assert_eq!(
+        (config.snapshot_count, config.snapshot_catchup_entries),
+        (10_000, 5000)
+    );
+    assert_eq!(
+        (config.max_request_bytes, config.max_txn_ops),
+        (1_572_864, 128)
+    );
+    assert_eq!((config.quota(), config.max_learners), (Some(2 << 30), 1));
+    assert_eq!(config.auto_compaction, AutoCompaction::Off);
+    assert!(
+        config.pre_vote && config.strict_reconfig_check && config.initial_election_tick_advance
+    );
+    assert_eq!(config.log, LogConfig::default());
+    assert!(
+        notes.contains(&Note::SharedPort) && notes.contains(&Note::DefaultName("default".into()))
+    );
+    assert_eq!(config.wal_dir().to_str(), Some("default.etcd/member/wal"));
+}
+
+#[test]
+fn the_command_line_of_a_member_is_understood() {
+    let Loaded { config, .. } = loaded(
+        "--name m1 --data-dir /d --wal-dir /w --listen-client-urls http://127.0.0.1:1 --advertise-client-urls \
+         http://h:1 --listen-peer-urls http://[::1]:2 --initial-advertise-peer-urls http://h:2 --initial-cluster \
+         m1=http://h:2,m2=http://i:2 --initial-cluster-state existing --initial-cluster-token t \
+         --heartbeat-interval=50 --election-timeout=500 --snapshot-count=10000 --quota-backend-bytes=-1 \
+         --auto-compaction-retention=5m --experimental-initial-corrupt-check=true \
+         --experimental-watch-progress-notify-interval=5s --unsafe-wal-segment-bytes=65536 --log-level=debug \
+         --metrics=extensive --listen-metrics-urls=http://127.0.0.1:3 --announced-server-version=3.5.30",
+    );
+    assert_eq!(config.initial_cluster_state, ClusterState::Existing);
+    assert_eq!(
+        (config.quota(), config.wal_segment_bytes),
+        (None, Some(65536))
+    );
+    assert_eq!(
+        config.auto_compaction,
+        AutoCompaction::Periodic(Duration::from_secs(300))
+    );
+    assert!(config.features.enabled("InitialCorruptCheck"));
+    assert_eq!(
+        (config.metrics, config.log.level),
+        (MetricsDetail::Extensive, LogLevel::Debug)
+    );
+    assert_eq!(config.server_version, Version::new(3, 5, 30));
+    assert_eq!(config.wal_dir().to_str(), Some("/w"));
+}
+
+#[test]
+fn the_cluster_of_one_follows_the_name() {
+    let Loaded { config, .. } =
+        loaded("--name foo --initial-advertise-peer-urls http://127.0.0.1:30001");
+    assert_eq!(config.initial_cluster, "foo=http://127.0.0.1:30001");
+    assert_eq!(config.data_dir.to_str(), Some("foo.etcd"));
+}
+
+#[test]
+fn what_etcd_refuses_is_refused_with_its_words() {
+    let cases = [
+        (
+            "--heartbeat-interval 300",
+            "--election-timeout[1000ms] should be at least as 5 times as --heartbeat-interval[300ms]",
+        ),
+        (
+            "--heartbeat-interval 0",
+            "--heartbeat-interval must be >0 (set to 0ms)",
+        ),
+        (
+            "--election-timeout 0",
+            "--election-timeout must be >0 (set to 0ms)",
+        ),
+        (
+            "--election-timeout 50001",
+            "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
+        ),
+        ("foo", "\"foo\" is not a valid flag"),
+        (
+            "--listen-client-urls=http://foo.bar:30000",
+            "expected IP in URL for binding (http://foo.bar:30000)",
+        ),
+        (
+            "--listen-client-urls=http://127.0.0.1:30000",
+            ADVERTISE_UNSET,
+        ),
+        (
+            "--advertise-client-urls=http://:30000",
+            "--advertise-client-urls \"http://:30000\" must be \"host:port\" (unexpected empty host (http://:30000))",
+        ),
+        (
+            "--log-format=xx",
+            "unknown log format: xx, supported values json, console",
+        ),
+        (
+            "--log-outputs=default,stdout",
+            "multi logoutput for \"default\" is not supported yet",
+        ),
+        ("--logger=capnslog", "--logger=capnslog is removed in v3.5"),
+        ("--logger=x", "unknown logger option \"x\""),
+        (
+            "--auto-compaction-mode=x",
+            "unknown auto-compaction-mode \"x\"",
+        ),
+        (
+            "--auto-compaction-retention=xx",
+            "error parsing CompactionRetention: time: invalid duration \"xx\"",
+        ),
+        (
+            "--feature-gates=LeaseCheckpointPersist=true",
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+        ),
+        (
+            "--compact-hash-check-time=0",
+            "--compact-hash-check-time must be >0 (set to 0s)",
+        ),
+        (
+            "--enable-log-rotation",
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+        ),
+        (
+            "--config-file=/nonexistent",
+            "open /nonexistent: no such file or directory",
+        ),
+    ];
+    for (words, message) in cases {
+        assert_eq!(refused(words), (message.into(), 1), "{words}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_yet_is_refused_in_one_line() {
+    for (words, reason) in [
+        ("--cert-file x", "TLS is not supported yet"),
+        ("--peer-auto-tls", "TLS is not supported yet"),
+        (
+            "--listen-peer-urls https://127.0.0.1:1",
+            "TLS is not supported yet",
+        ),
+        (
+            "--discovery http://x",
+            "discovery services are not supported",
+        ),
+        (
+            "--auth-token jwt,pub-key=x",
+            "only simple tokens are supported yet",
+        ),
+        ("--enable-distributed-tracing", "no tracing exporter"),
+    ] {
+        let (message, code) = refused(words);
+        assert!(
+            message.contains(reason) && !message.contains('\n') && code == 1,
+            "{words}: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2() {
+    assert_eq!(
+        refused("--nosuch"),
+        ("flag provided but not defined: -nosuch".into(), 2)
+    );
+    assert_eq!(
+        refused("--log-level=foo"),
+        ("unrecognized level: \"foo\"".into(), 2)
+    );
+}
+
+#[test]
+fn a_variable_that_contradicts_a_flag_is_fatal() {
+    let error = load_words("--name=y", &[("ETCD_NAME", "x")])
+        .unwrap_err()
+        .error;
+    assert_eq!(
+        error,
+        LoadError::Conflict {
+            variable: "ETCD_NAME".into()
+        }
+    );
+    assert_eq!(error.exit_code(), 1);
+}
+
+#[test]
+fn a_file_replaces_flags_and_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("etcd.yaml");
+    std::fs::write(
+        &path,
+        "name: filed\nheartbeat-interval: 200\nlisten-client-urls: http://127.0.0.1:1\n",
+    )
+    .unwrap();
+    let path = path.to_str().unwrap();
+    for (words, variables) in [
+        (
+            format!("--name=y --config-file={path}"),
+            vec![("ETCD_NAME", "x")],
+        ),
+        (String::new(), vec![("ETCD_CONFIG_FILE", path)]),
+    ] {
+        let Ok(Outcome::Run(loaded)) = load_words(&words, &variables) else {
+            panic!("{words}")
+        };
+        assert_eq!(
+            (loaded.config.name.as_str(), loaded.config.heartbeat_ms),
+            ("filed", 200)
+        );
+        assert_eq!(
+            url::strings(&loaded.config.advertise_client_urls),
+            ["http://localhost:2379"]
+        );
+        assert!(loaded.notes.contains(&Note::FileUsed(path.into())));
+    }
+}
+
+#[test]
+fn version_and_help_are_printed() {
+    for words in ["--version", "--help", "-h"] {
+        assert!(
+            matches!(
+                load_words(words, &[("ETCD_NAME", "x")]),
+                Ok(Outcome::Print(_))
+            ),
+            "{words}"
+        );
+    }
+    assert_eq!(refused("--version stray").1, 1);
+}
+
+#[test]
+fn log_outputs_and_rotation() {
+    let log = loaded("--log-outputs=stdout,/var/log/etcd.log --enable-log-rotation")
+        .config
+        .log;
+    assert_eq!(
+        log.outputs,
+        [
+            LogOutput::File("/var/log/etcd.log".into()),
+            LogOutput::Stdout
+        ]
+    );
+    assert_eq!(
+        log.rotation,
+        Some(LogRotation {
+            size_max: 100 << 20,
+            days_max: 0,
+            files_max: 0
+        })
+    );
+    assert_eq!(
+        loaded("--log-outputs=/dev/null,stderr").config.log.outputs,
+        []
+    );
+}

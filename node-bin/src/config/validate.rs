@@ -1,0 +1,520 @@
+//! etcd's rules about settings (etcd: server/embed/config.go, `Validate`), in etcd's order and words, and the defaults
+//! that depend on other settings.
+//!
+//! Depends on `settings`. Invariant: nothing here touches disk or network, except that the address of this host is
+//! looked up in the routing table when a default needs it.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    ADVERTISE_UNSET, AutoCompaction, ClusterState, Config, LoadError, LogConfig, LogFormat,
+    LogLevel, LogOutput, LogRotation, MetricsDetail, duration,
+    settings::{Note, Settings},
+    url::{self, Url},
+};
+use crate::version::Version;
+
+const DEFAULT_NAME: &str = "default";
+const DEFAULT_PEER_URL: &str = "localhost:2380";
+const DEFAULT_CLIENT_URL: &str = "localhost:2379";
+const DEFAULT_CLUSTER: &str = "default=http://localhost:2380";
+
+/// Longest election timeout, in ms; etcd's tuning guide explains it.
+const ELECTION_MS_MAX: u64 = 50_000;
+
+/// Timeouts of connections between members are never shorter than this.
+const RAFT_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+
+/// Entries kept behind a snapshot when nothing is said.
+const CATCHUP_ENTRIES: u64 = 5000;
+
+/// Entries between snapshots when nothing is said.
+const SNAPSHOT_COUNT: u64 = 10_000;
+
+/// Smallest segment of the write-ahead log that can be asked for: below it a segment's own records do not fit.
+const SEGMENT_BYTES_MIN: u64 = 4096;
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, LoadError> {
+    Err(LoadError::Invalid(message.into()))
+}
+
+/// Checks the settings and builds the configuration. `advertise_unset` says that the default of
+/// `--advertise-client-urls` must not be used.
+pub(super) fn build(
+    settings: &Settings,
+    advertise_unset: bool,
+    notes: &mut Vec<Note>,
+) -> Result<Config, LoadError> {
+    let log = log(settings)?;
+    let urls = |name: &str, default: &str| match settings.urls(name) {
+        Some(urls) => urls.to_vec(),
+        None if default.is_empty() => Vec::new(),
+        None => vec![Url::http(default)],
+    };
+    let name = settings.text("name").unwrap_or(DEFAULT_NAME).to_string();
+    let segment_bytes = settings.uint("unsafe-wal-segment-bytes", 0);
+    let optional =
+        |name| Some(settings.duration(name, Duration::ZERO)).filter(|duration| !duration.is_zero());
+    let path = |name| {
+        settings
+            .text(name)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    let mut config = Config {
+        data_dir: path("data-dir").unwrap_or_default(),
+        dedicated_wal_dir: path("wal-dir"),
+        listen_peer_urls: urls("listen-peer-urls", DEFAULT_PEER_URL),
+        listen_client_urls: urls("listen-client-urls", DEFAULT_CLIENT_URL),
+        listen_client_http_urls: urls("listen-client-http-urls", ""),
+        listen_metrics_urls: urls("listen-metrics-urls", ""),
+        advertise_peer_urls: urls("initial-advertise-peer-urls", DEFAULT_PEER_URL),
+        advertise_client_urls: if advertise_unset {
+            Vec::new()
+        } else {
+            urls("advertise-client-urls", DEFAULT_CLIENT_URL)
+        },
+        initial_cluster: settings
+            .text("initial-cluster")
+            .unwrap_or(DEFAULT_CLUSTER)
+            .into(),
+        initial_cluster_state: cluster_state(settings)?,
+        initial_cluster_token: settings
+            .text("initial-cluster-token")
+            .unwrap_or("etcd-cluster")
+            .into(),
+        heartbeat_ms: settings.uint("heartbeat-interval", 100),
+        election_ms: settings.uint("election-timeout", 1000),
+        initial_election_tick_advance: settings.bool("initial-election-tick-advance", true),
+        snapshot_count: non_zero(settings.uint("snapshot-count", 0), SNAPSHOT_COUNT),
+        snapshot_catchup_entries: non_zero(
+            settings.uint("snapshot-catchup-entries", 0),
+            CATCHUP_ENTRIES,
+        ),
+        quota_backend_bytes: settings.int("quota-backend-bytes", 0),
+        backend_batch_interval: optional("backend-batch-interval"),
+        max_request_bytes: settings.uint("max-request-bytes", 1_572_864),
+        max_txn_ops: usize::try_from(settings.uint("max-txn-ops", 128)).unwrap_or(usize::MAX),
+        max_concurrent_streams: u32::try_from(
+            settings.uint("max-concurrent-streams", u32::MAX.into()),
+        )
+        .unwrap_or(u32::MAX),
+        max_learners: usize::try_from(settings.int("max-learners", 1)).unwrap_or(0),
+        grpc_keepalive_interval: Some(
+            settings.duration("grpc-keepalive-interval", Duration::from_secs(7200)),
+        )
+        .filter(|d| !d.is_zero()),
+        grpc_keepalive_timeout: Some(
+            settings.duration("grpc-keepalive-timeout", Duration::from_secs(20)),
+        )
+        .filter(|d| !d.is_zero()),
+        socket_reuse_port: settings.bool("socket-reuse-port", false),
+        socket_reuse_address: settings.bool("socket-reuse-address", false),
+        raft_read_timeout: raft_timeout(settings, "raft-read-timeout", notes),
+        raft_write_timeout: raft_timeout(settings, "raft-write-timeout", notes),
+        strict_reconfig_check: settings.bool("strict-reconfig-check", true),
+        pre_vote: settings.bool("pre-vote", true),
+        force_new_cluster: settings.bool("force-new-cluster", false),
+        unsafe_no_fsync: settings.bool("unsafe-no-fsync", false),
+        auto_compaction: AutoCompaction::Off,
+        compact_hash_check_time: settings
+            .duration("compact-hash-check-time", Duration::from_secs(60)),
+        compaction_batch_limit: usize::try_from(settings.int("compaction-batch-limit", 1000))
+            .ok()
+            .filter(|n| *n > 0)
+            .unwrap_or(1000),
+        compaction_sleep_interval: optional("compaction-sleep-interval"),
+        watch_progress_notify_interval: settings
+            .duration("watch-progress-notify-interval", Duration::from_secs(600)),
+        warning_apply_duration: settings
+            .duration("warning-apply-duration", Duration::from_millis(100)),
+        warning_unary_request_duration: optional("warning-unary-request-duration")
+            .unwrap_or(Duration::from_millis(300)),
+        auth_token: settings.text("auth-token").unwrap_or("simple").into(),
+        bcrypt_cost: u32::try_from(settings.uint("bcrypt-cost", 10))
+            .ok()
+            .filter(|cost| (4..=31).contains(cost))
+            .unwrap_or(10),
+        auth_token_ttl: Duration::from_secs(settings.uint("auth-token-ttl", 300)),
+        cors: settings.set("cors", "*"),
+        host_whitelist: settings.set("host-whitelist", "*"),
+        metrics: if settings.text("metrics") == Some("extensive") {
+            MetricsDetail::Extensive
+        } else {
+            MetricsDetail::Basic
+        },
+        features: settings.gates(),
+        log,
+        server_version: server_version(settings)?,
+        wal_segment_bytes: Some(segment_bytes).filter(|bytes| *bytes > 0),
+        name,
+    };
+    check_urls(&config, notes)?;
+    check_timing(&config)?;
+    if advertise_unset {
+        return invalid(ADVERTISE_UNSET);
+    }
+    config.auto_compaction = auto_compaction(settings)?;
+    check_rest(&config, notes)?;
+    fill_in_defaults(&mut config, notes, default_host);
+    Ok(config)
+}
+
+fn non_zero(value: u64, default: u64) -> u64 {
+    if value == 0 { default } else { value }
+}
+
+fn raft_timeout(settings: &Settings, name: &'static str, notes: &mut Vec<Note>) -> Duration {
+    let timeout = settings.duration(name, RAFT_TIMEOUT_MIN);
+    if timeout < RAFT_TIMEOUT_MIN {
+        notes.push(Note::Raised(name));
+    }
+    timeout.max(RAFT_TIMEOUT_MIN)
+}
+
+fn cluster_state(settings: &Settings) -> Result<ClusterState, LoadError> {
+    match settings.text("initial-cluster-state") {
+        None | Some("" | "new") => Ok(ClusterState::New),
+        Some("existing") => Ok(ClusterState::Existing),
+        Some(other) => invalid(format!("unexpected clusterState {other:?}")),
+    }
+}
+
+fn server_version(settings: &Settings) -> Result<Version, LoadError> {
+    match settings.text("announced-server-version") {
+        None | Some("") => Ok(Version::ANNOUNCED),
+        Some(text) => text
+            .parse()
+            .map_err(|error| LoadError::Invalid(format!("--announced-server-version: {error}"))),
+    }
+}
+
+fn log(settings: &Settings) -> Result<LogConfig, LoadError> {
+    match settings.text("logger") {
+        None | Some("zap") => {}
+        Some("capnslog") => return invalid("--logger=capnslog is removed in v3.5"),
+        Some(other) => return invalid(format!("unknown logger option {other:?}")),
+    }
+    let given: BTreeSet<String> = settings.set("log-outputs", "default");
+    if given.len() > 1 && given.contains("default") {
+        return invalid("multi logoutput for \"default\" is not supported yet");
+    }
+    let mut outputs = Vec::new();
+    for output in &given {
+        outputs.push(match output.as_str() {
+            "default" | "stderr" => LogOutput::Stderr,
+            "stdout" => LogOutput::Stdout,
+            "systemd/journal" => {
+                return invalid("--log-outputs=systemd/journal is not supported; under systemd, stderr reaches the journal");
+            }
+            "" => return invalid("--log-outputs must not contain an empty path"),
+            path => LogOutput::File(path.strip_prefix("file://").unwrap_or(path).into()),
+        });
+    }
+    let rotation = if settings.bool("enable-log-rotation", false) {
+        Some(log_rotation(settings, &outputs)?)
+    } else {
+        None
+    };
+    // Whoever names the null device wants silence, whatever else is named.
+    outputs.retain(|output| *output != LogOutput::File("/dev/null".into()));
+    if given.contains("/dev/null") {
+        outputs.clear();
+    }
+    let format = match settings.text("log-format") {
+        None | Some("" | "json") => LogFormat::Json,
+        Some("console") => LogFormat::Console,
+        Some(other) => {
+            return invalid(format!(
+                "unknown log format: {other}, supported values json, console"
+            ));
+        }
+    };
+    let level = match settings.text("log-level") {
+        None | Some("" | "info" | "INFO") => LogLevel::Info,
+        Some("debug" | "DEBUG") => LogLevel::Debug,
+        Some("warn" | "WARN") => LogLevel::Warn,
+        Some("error" | "ERROR") => LogLevel::Error,
+        Some("dpanic" | "DPANIC" | "panic" | "PANIC" | "fatal" | "FATAL") => LogLevel::Fatal,
+        Some(other) => return Err(LoadError::Usage(format!("unrecognized level: {other:?}"))),
+    };
+    Ok(LogConfig {
+        level,
+        format,
+        outputs,
+        rotation,
+    })
+}
+
+fn log_rotation(settings: &Settings, outputs: &[LogOutput]) -> Result<LogRotation, LoadError> {
+    if outputs
+        .iter()
+        .filter(|output| matches!(output, LogOutput::File(_)))
+        .count()
+        != 1
+    {
+        return invalid(
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+        );
+    }
+    let text = settings.text("log-rotation-config-json").unwrap_or("{}");
+    let json: serde_json::Value = match serde_json::from_str(text) {
+        Ok(json) => json,
+        Err(error) => return invalid(format!("improperly formatted log rotation config: {error}")),
+    };
+    let number = |key: &str| match &json[key] {
+        serde_json::Value::Null => Ok(0),
+        value => value.as_u64().ok_or(LoadError::Invalid(format!(
+            "invalid log rotation config: {key} is no number"
+        ))),
+    };
+    if json["compress"] == true {
+        return invalid("invalid log rotation config: compress is not supported");
+    }
+    Ok(LogRotation {
+        size_max: non_zero(number("maxsize")?, 100).saturating_mul(1024 * 1024),
+        days_max: number("maxage")?,
+        files_max: number("maxbackups")?,
+    })
+}
+
+fn check_urls(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
+    check_bind(&config.listen_peer_urls)?;
+    check_bind(&config.listen_client_urls)?;
+    check_bind(&config.listen_client_http_urls)?;
+    if config.listen_client_http_urls.is_empty() {
+        notes.push(Note::SharedPort);
+    }
+    check_bind(&config.listen_metrics_urls)?;
+    check_advertised("initial-advertise-peer-urls", &config.advertise_peer_urls)?;
+    check_advertised("advertise-client-urls", &config.advertise_client_urls)?;
+    let http: BTreeSet<_> = config
+        .listen_client_http_urls
+        .iter()
+        .map(Url::address)
+        .collect();
+    match config
+        .listen_client_urls
+        .iter()
+        .find(|url| http.contains(&url.address()))
+    {
+        Some(url) => invalid(format!(
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Listening needs an address, not a name, except for `localhost`.
+fn check_bind(urls: &[Url]) -> Result<(), LoadError> {
+    for url in urls {
+        if url.scheme().is_secure() {
+            return invalid(format!("cannot listen on {url}: TLS is not supported yet"));
+        }
+        let Some((host, _)) = url.host_port() else {
+            return invalid(format!(
+                "cannot listen on {url}: Unix sockets are not supported yet"
+            ));
+        };
+        if host != "localhost" && host.parse::<IpAddr>().is_err() {
+            return invalid(format!("expected IP in URL for binding ({url})"));
+        }
+    }
+    Ok(())
+}
+
+fn check_advertised(flag: &str, urls: &[Url]) -> Result<(), LoadError> {
+    let joined = url::strings(urls).join(",");
+    match urls
+        .iter()
+        .find(|url| url.host_port().is_none_or(|(host, _)| host.is_empty()))
+    {
+        Some(url) if url.scheme().is_unix() => invalid(format!(
+            "--{flag} {joined:?} must be \"host:port\" (address {}: missing port in address)",
+            url.address()
+        )),
+        Some(url) => invalid(format!(
+            "--{flag} {joined:?} must be \"host:port\" (unexpected empty host ({url}))"
+        )),
+        None => Ok(()),
+    }
+}
+
+fn check_timing(config: &Config) -> Result<(), LoadError> {
+    let (heartbeat, election) = (config.heartbeat_ms, config.election_ms);
+    if heartbeat == 0 {
+        return invalid("--heartbeat-interval must be >0 (set to 0ms)");
+    }
+    if election == 0 {
+        return invalid("--election-timeout must be >0 (set to 0ms)");
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return invalid(format!(
+            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
+        ));
+    }
+    if election > ELECTION_MS_MAX {
+        return invalid(format!(
+            "--election-timeout[{election}ms] is too long, and should be set less than {ELECTION_MS_MAX}ms"
+        ));
+    }
+    Ok(())
+}
+
+fn auto_compaction(settings: &Settings) -> Result<AutoCompaction, LoadError> {
+    let text = settings
+        .text("auto-compaction-retention")
+        .filter(|text| !text.is_empty())
+        .unwrap_or("0");
+    let number: Option<u64> = text
+        .parse()
+        .ok()
+        .filter(|number| *number <= i64::MAX as u64);
+    let bad = || {
+        invalid(format!(
+            "error parsing CompactionRetention: time: invalid duration {text:?}"
+        ))
+    };
+    match settings.text("auto-compaction-mode").unwrap_or("periodic") {
+        "" => invalid("undefined auto-compaction-mode"),
+        "periodic" => {
+            let period = match number {
+                Some(hours) => hours.checked_mul(3600).map(Duration::from_secs),
+                None => duration::parse(text),
+            };
+            match period {
+                Some(period) if period.is_zero() => Ok(AutoCompaction::Off),
+                Some(period) => Ok(AutoCompaction::Periodic(period)),
+                None => bad(),
+            }
+        }
+        "revision" => match number {
+            Some(0) => Ok(AutoCompaction::Off),
+            Some(revisions) => Ok(AutoCompaction::Revisions(revisions)),
+            None => bad(),
+        },
+        other => invalid(format!("unknown auto-compaction-mode {other:?}")),
+    }
+}
+
+fn check_rest(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
+    let checkpoint = config.features.enabled("LeaseCheckpoint");
+    match (
+        checkpoint,
+        config.features.enabled("LeaseCheckpointPersist"),
+    ) {
+        (true, false) => notes.push(Note::CheckpointWithoutPersist),
+        (false, true) => {
+            return invalid(
+                "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+            );
+        }
+        _ => {}
+    }
+    if config.compact_hash_check_time.is_zero() {
+        return invalid("--compact-hash-check-time must be >0 (set to 0s)");
+    }
+    if config.name == DEFAULT_NAME {
+        notes.push(Note::DefaultName(config.name.clone()));
+    }
+    if config.auth_token != "simple" && !config.auth_token.starts_with("simple,") {
+        return invalid(format!(
+            "--auth-token={}: only simple tokens are supported yet",
+            config.auth_token
+        ));
+    }
+    match config.wal_segment_bytes {
+        Some(bytes) if bytes < SEGMENT_BYTES_MIN => invalid(format!(
+            "--unsafe-wal-segment-bytes must be at least {SEGMENT_BYTES_MIN}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Defaults that follow from others: this host's address where one listens on all, the cluster of one's own name, the
+/// data directory (etcd: `UpdateDefaultClusterFromName`).
+fn fill_in_defaults(config: &mut Config, notes: &mut Vec<Note>, host: fn() -> Option<IpAddr>) {
+    let default_peer = config.advertise_peer_urls == [Url::http(DEFAULT_PEER_URL)];
+    let default_client = config.advertise_client_urls == [Url::http(DEFAULT_CLIENT_URL)];
+    let peer_port = default_peer
+        .then(|| any_host_port(&config.listen_peer_urls))
+        .flatten();
+    let client_port = default_client
+        .then(|| any_host_port(&config.listen_client_urls))
+        .flatten();
+    if peer_port.is_some() || client_port.is_some() {
+        if let Some(host) = host() {
+            notes.push(Note::DefaultHost(host.to_string()));
+            if let Some(port) = peer_port {
+                config.advertise_peer_urls = vec![Url::http(format!("{host}:{port}"))];
+            }
+            if let Some(port) = client_port {
+                config.advertise_client_urls = vec![Url::http(format!("{host}:{port}"))];
+            }
+        }
+    }
+    if config.name != DEFAULT_NAME && config.initial_cluster == DEFAULT_CLUSTER {
+        let name = if config.name.is_empty() {
+            DEFAULT_NAME
+        } else {
+            &config.name
+        };
+        let members = config
+            .advertise_peer_urls
+            .iter()
+            .map(|url| format!("{name}={url}"));
+        config.initial_cluster = members.collect::<Vec<_>>().join(",");
+    }
+    if config.data_dir.as_os_str().is_empty() {
+        let dir = format!("{}.etcd", config.name);
+        notes.push(Note::DefaultDataDir(dir.clone()));
+        config.data_dir = dir.into();
+    }
+}
+
+/// The port of the first URL, if it listens on every IPv4 address.
+fn any_host_port(urls: &[Url]) -> Option<String> {
+    urls.first()?
+        .host_port()
+        .filter(|(host, _)| *host == "0.0.0.0")
+        .map(|(_, port)| port.to_string())
+}
+
+/// The address the routing table gives for the world outside. Connecting a datagram socket sends nothing.
+fn default_host() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(SocketAddr::from(([192, 0, 2, 1], 9))).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_unspecified() && !address.is_loopback()).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_s_address_stands_for_every_address() {
+        let settings = Settings::default();
+        let mut config = build(&settings, false, &mut Vec::new()).unwrap();
+        config.name = "n1".into();
+        config.initial_cluster = DEFAULT_CLUSTER.into();
+        config.listen_peer_urls = vec![Url::http("0.0.0.0:7001")];
+        let mut notes = Vec::new();
+        fill_in_defaults(&mut config, &mut notes, || Some([10, 0, 0, 7].into()));
+        assert_eq!(
+            url::strings(&config.advertise_peer_urls),
+            ["http://10.0.0.7:7001"]
+        );
+        assert_eq!(
+            url::strings(&config.advertise_client_urls),
+            ["http://localhost:2379"]
+        );
+        assert_eq!(config.initial_cluster, "n1=http://10.0.0.7:7001");
+        assert_eq!(notes, [Note::DefaultHost("10.0.0.7".into())]);
+    }
+}
