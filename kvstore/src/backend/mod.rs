@@ -157,7 +157,7 @@ pub enum BackendError {
     Io(#[from] std::io::Error),
     /// The engine failed otherwise.
     #[error("{0}")]
-    Engine(String),
+    Other(String),
 }
 
 /// What a scan does with each row: key and value.

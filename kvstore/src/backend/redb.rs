@@ -228,7 +228,7 @@ fn failed(error: impl Into<redb::Error>) -> BackendError {
         redb::Error::Io(error) => BackendError::Io(error),
         redb::Error::DatabaseAlreadyOpen => BackendError::Locked,
         redb::Error::Corrupted(what) => BackendError::Damaged(what),
-        other => BackendError::Engine(other.to_string()),
+        other => BackendError::Other(other.to_string()),
     }
 }
 
