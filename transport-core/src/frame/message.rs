@@ -58,9 +58,11 @@ impl Decoder {
     }
 
     /// Adds a piece of the body. Take everything out with [`Decoder::next`] before feeding more: what is
-    /// fed and not taken is held.
+    /// fed and not taken is held. After an error nothing is.
     pub fn feed(&mut self, piece: Bytes) {
-        self.input.feed(piece);
+        if self.failed.is_none() {
+            self.input.feed(piece);
+        }
     }
 
     /// The next message, or `None` until more is fed. Repeats its error once it has failed.
@@ -68,7 +70,10 @@ impl Decoder {
     pub fn next(&mut self) -> Result<Option<Message>, FrameError> {
         match self.failed {
             Some(error) => Err(error),
-            None => self.step().inspect_err(|error| self.failed = Some(*error)),
+            None => self.step().inspect_err(|error| {
+                self.failed = Some(*error);
+                self.input = Input::default();
+            }),
         }
     }
 

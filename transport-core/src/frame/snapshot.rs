@@ -59,7 +59,10 @@ impl EnvelopeDecoder {
             return Err(error);
         }
         self.input.feed(piece);
-        self.step().inspect_err(|error| self.failed = Some(*error))
+        self.step().inspect_err(|error| {
+            self.failed = Some(*error);
+            self.input = Input::default();
+        })
     }
 
     /// What an end of the body means before the envelope is complete. The texts are those a Go receiver

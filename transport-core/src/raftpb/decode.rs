@@ -48,7 +48,7 @@ pub enum DecodeError {
     /// More entries than a message of its length can honestly have.
     #[error("{count} entries in {bytes} bytes")]
     TooManyEntries {
-        /// Entries up to where reading stopped.
+        /// Entries of the message.
         count: usize,
         /// Length of the message.
         bytes: usize,
@@ -128,7 +128,12 @@ pub(crate) fn message_in(buffer: &Bytes, start: usize, end: usize) -> Result<Mes
             0x20 => message.term = reader.varint()?,
             0x28 => message.log_term = reader.varint()?,
             0x30 => message.index = reader.varint()?,
-            0x3a => entries(&mut message.entries, &mut reader, end - start)?,
+            0x3a => {
+                if message.entries.is_empty() {
+                    message.entries = room_for_entries(reader.clone(), end - start)?;
+                }
+                message.entries.push(entry(reader.nested()?)?);
+            }
             0x40 => message.commit = reader.varint()?,
             0x4a => merge_snapshot(message.snapshot.get_or_insert_default(), reader.nested()?)?,
             0x50 => message.reject = reader.varint()? != 0,
@@ -165,42 +170,28 @@ fn entry(mut reader: Reader<'_>) -> Result<Entry, DecodeError> {
     Ok(entry)
 }
 
-/// Reads a run of entries, the key of the first of which has been read, into room made for exactly them.
-fn entries(
-    into: &mut Vec<Entry>,
-    reader: &mut Reader<'_>,
-    message_bytes: usize,
-) -> Result<(), DecodeError> {
-    let mut ahead = reader.clone();
-    let mut run = 0;
-    loop {
-        ahead.nested()?;
-        run += 1;
-        if ahead.rest().first() != Some(&0x3a) {
-            break;
-        }
-        ahead.key()?;
-    }
-    let count = into.len() + run;
+/// Makes room for exactly the entries of a message, the key of the first of which has been read.
+fn room_for_entries(ahead: Reader<'_>, message_bytes: usize) -> Result<Vec<Entry>, DecodeError> {
+    let count = count_entries(ahead)?;
     if count > ENTRIES_FREE + message_bytes / ENTRY_BYTES_MEAN_MIN {
-        return Err(DecodeError::TooManyEntries {
-            count,
-            bytes: message_bytes,
-        });
+        let bytes = message_bytes;
+        return Err(DecodeError::TooManyEntries { count, bytes });
     }
-    if into.is_empty() {
-        into.reserve_exact(run);
-    } else {
-        // Runs that other fields interrupt: nobody writes them, so speed may suffer, memory may not.
-        into.reserve_exact(run.max(into.len() / 4));
-    }
-    for position in 0..run {
-        if position > 0 {
-            reader.key()?;
+    Ok(Vec::with_capacity(count))
+}
+
+fn count_entries(mut ahead: Reader<'_>) -> Result<usize, DecodeError> {
+    ahead.nested()?;
+    let mut count = 1;
+    while let Some(key) = ahead.key()? {
+        if key == 0x3a {
+            ahead.nested()?;
+            count += 1;
+        } else {
+            ahead.skip(key, 0)?;
         }
-        into.push(entry(reader.nested()?)?);
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Later occurrences of a nested message add to earlier ones, as protobuf has it.

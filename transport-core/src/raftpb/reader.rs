@@ -107,14 +107,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// What is left, unread.
-    pub(super) fn rest(&self) -> &'a [u8] {
-        &self.bytes[self.at..]
-    }
-
     /// Steps over a field that is not known. `known` is the highest field number of the message read: a
     /// field up to it that lands here has a wrong wire type.
-    #[cold]
     pub(super) fn skip(&mut self, key: u64, known: u64) -> Result<(), DecodeError> {
         let number = key >> 3;
         if number == 0 || number > 0x1fff_ffff {
