@@ -1,0 +1,492 @@
+//! The engine around `raft::RawNode`: inputs and the time go in, effects come out.
+//!
+//! No thread, clock or I/O lives here: [`Driver`] is a value that the raft thread feeds and whose
+//! [`Effects`] it carries out; a simulation does the same in virtual time. `ready` holds the contract with
+//! raft-rs' asynchronous Ready, `requests` proposals and reads, `snapshots` what log compaction needs.
+//!
+//! Invariants, each of which raft-rs would end the process over: nothing is stepped between `ready` and
+//! `advance_append_async`; Readys are reported persisted in order; the applied index only rises and follows
+//! a snapshot only once that is durable and installed; elections start only while everything is durable.
+
+mod jobs;
+mod ready;
+mod requests;
+mod snapshots;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use raft::{Config, RawNode, StateRole};
+use tokio::sync::oneshot;
+use transport_core::{
+    MemberId,
+    raftpb::{ConfChange, ConfState, HardState, Message, MessageType, Snapshot},
+};
+
+use self::{jobs::Jobs, snapshots::Snapshots};
+use crate::{
+    Leadership, NodeConfig, ProposeError, ReadError, Role, TransferError,
+    admit::{self, DropReason, View},
+    apply::ApplyTask,
+    conf_change,
+    election::Election,
+    log::Log,
+    metrics::Metrics,
+    outbound::Heartbeats,
+    persist::WalTask,
+    proposals::{Appended, Held},
+    read_index::{Origin, ReadIndex},
+};
+
+/// Payloads below this are copied out of the buffer they were received in, which they would keep alive.
+const COPY_BELOW_BYTES: usize = 16 << 10;
+
+/// Tells whether a member was removed for good.
+pub(crate) type IsRemoved = Arc<dyn Fn(MemberId) -> bool + Send + Sync>;
+
+/// What other threads tell the raft thread.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The job of this Ready and all before it are durable.
+    Persisted { number: u64 },
+    /// The state machine published everything up to `index`, `bytes` of entries since it last said so.
+    Applied { index: u64, bytes: usize },
+    /// A committed configuration change, validated; of node 0 when refused. Answered with the
+    /// configuration that follows.
+    ConfChange(ConfChange),
+    /// What the state machine gave for a `.snap` file, if anything.
+    SnapshotTaken(Option<Box<Snapshot>>),
+    /// The `.snap` file and its record are durable.
+    SnapshotSaved { index: u64 },
+    /// Messages to a member were lost.
+    Unreachable(MemberId),
+    /// How sending a snapshot ended.
+    SnapshotReport { to: MemberId, ok: bool },
+    /// Leadership is to move.
+    Transfer {
+        to: MemberId,
+        reply: oneshot::Sender<Result<(), TransferError>>,
+    },
+    /// The first election may come earlier by that many ticks.
+    AdvanceElection { ticks: usize },
+}
+
+/// What is to be done outside. Order within each list matters, order between lists does not, except that
+/// whoever persists must not be overtaken by whoever applies; the driver hands out only durable entries.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub send: Vec<Message>,
+    pub wal: Vec<WalTask>,
+    pub apply: Vec<ApplyTask>,
+    /// Answers to [`Event::ConfChange`].
+    pub conf_states: Vec<ConfState>,
+    pub failed_proposals: Vec<(u64, ProposeError)>,
+    /// Tickets of reads and their index.
+    pub confirmed_reads: Vec<(u64, u64)>,
+    pub failed_reads: Vec<(u64, ReadError)>,
+    pub leadership: Option<Leadership>,
+    /// The node cannot go on.
+    pub fatal: Option<String>,
+}
+
+/// See the module.
+pub(crate) struct Driver {
+    raw: RawNode<Log>,
+    id: MemberId,
+    config: NodeConfig,
+    is_removed: IsRemoved,
+    metrics: Arc<Metrics>,
+    election: Election,
+    heartbeats: Heartbeats,
+    reads: ReadIndex,
+    held: Held,
+    appended: Appended,
+    jobs: Jobs,
+    snapshots: Snapshots,
+    /// Number of the last Ready.
+    number: u64,
+    /// A commit index worth writing, but not worth a write of its own.
+    lazy_state: Option<HardState>,
+    /// Index of the newest received snapshot the state machine has not installed.
+    installing: Option<u64>,
+    /// Came while an election was not possible.
+    timeout_now: Option<raft::eraftpb::Message>,
+    /// Committed entries the state machine has not applied.
+    unapplied_bytes: usize,
+    leadership: Leadership,
+    log_lost: bool,
+    effects: Effects,
+}
+
+impl Driver {
+    /// A driver over a log in which everything is durable. `applied` is contained in the state machine, and
+    /// the log's configuration is the one at that index.
+    pub fn new(
+        config: NodeConfig,
+        log: Log,
+        applied: u64,
+        is_removed: IsRemoved,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, raft::Error> {
+        let mut election = Election::new(config.seed, config.election_ticks);
+        let nonce = election.nonce();
+        let snapshots = Snapshots::new(&log);
+        let mut log = log;
+        log.set_snapshot(applied);
+        let mut raw = RawNode::new(
+            &raft_config(&config, applied),
+            log,
+            &crate::logger::logger(),
+        )?;
+        election.settle(&mut raw.raft);
+        Ok(Driver {
+            id: config.id,
+            is_removed,
+            metrics,
+            election,
+            heartbeats: Heartbeats::new(config.tick * config.heartbeat_ticks as u32),
+            reads: ReadIndex::new(config.id, nonce, config.read_retry, config.request_timeout),
+            held: Held::default(),
+            appended: Appended::default(),
+            jobs: Jobs::default(),
+            snapshots,
+            number: 0,
+            lazy_state: None,
+            installing: None,
+            timeout_now: None,
+            unapplied_bytes: 0,
+            leadership: Leadership::default(),
+            log_lost: false,
+            effects: Effects::default(),
+            raw,
+            config,
+        })
+    }
+
+    /// Takes what another thread reports.
+    pub fn event(&mut self, now: Duration, event: Event) {
+        match event {
+            Event::Persisted { number } => self.persisted(number),
+            Event::Applied { index, bytes } => self.applied(index, bytes),
+            Event::ConfChange(change) => self.conf_change(&change),
+            Event::SnapshotTaken(snapshot) => self.snapshot_taken(now, snapshot.map(|s| *s)),
+            Event::SnapshotSaved { index } => self.snapshot_saved(now, index),
+            Event::Unreachable(id) => self.raw.report_unreachable(id.0),
+            Event::SnapshotReport { to, ok } => self.snapshot_report(now, to, ok),
+            Event::Transfer { to, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.transfer(to));
+            }
+            Event::AdvanceElection { ticks } => self.election.advance(&mut self.raw.raft, ticks),
+        }
+        self.election.settle(&mut self.raw.raft);
+    }
+
+    /// Takes a received message, if the rules admit it.
+    pub fn message(&mut self, now: Duration, message: Message) {
+        match self.admit(&message) {
+            Ok(kind) => self.step(now, kind, message),
+            Err(reason) => self.dropped(reason, &message),
+        }
+    }
+
+    /// One tick of the clock.
+    pub fn tick(&mut self, now: Duration) {
+        // An election needs everything durable, so its clock stands still meanwhile. A leader's heartbeats
+        // and its check for a quorum go on.
+        if self.is_leader() || self.may_campaign() {
+            self.election.advance_alone(&mut self.raw.raft);
+            self.raw.tick();
+            self.election.settle(&mut self.raw.raft);
+        }
+        self.watch_disk(now);
+        self.expire(now);
+        self.flush_lazy_state(now);
+        self.maybe_snapshot(now);
+    }
+
+    /// What is left to write when the node stops.
+    pub fn stop(&mut self, now: Duration) -> Effects {
+        self.write_lazy_state(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Proposes, asks and drains raft until nothing is left to do; to be called after a turn's inputs.
+    pub fn settle(&mut self, now: Duration) -> Effects {
+        loop {
+            self.report_failed_sends();
+            self.retry_timeout_now();
+            self.flush_held();
+            self.flush_reads(now);
+            if self.effects.fatal.is_some() || !self.raw.has_ready() {
+                break;
+            }
+            self.ready(now);
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn admit(&self, message: &Message) -> Result<MessageType, DropReason> {
+        let raft = &self.raw.raft;
+        let log = &raft.raft_log;
+        let term_at = |index| {
+            // raft-rs answers 0 for positions it does not have.
+            let known = index + 1 >= log.first_index() && index <= log.last_index();
+            log.term(index).ok().filter(|_| known)
+        };
+        admit::admit(
+            message,
+            &View {
+                id: self.id,
+                term: raft.term,
+                is_leader: raft.state == StateRole::Leader,
+                committed: log.committed,
+                last_index: log.last_index(),
+                term_at: &term_at,
+                is_removed: &*self.is_removed,
+                backlog: self.backlog(),
+            },
+        )
+    }
+
+    fn step(&mut self, now: Duration, kind: MessageType, mut message: Message) {
+        match kind {
+            MessageType::ReadIndex if self.is_leader() => {
+                let context = message.entries.pop().unwrap_or_default().data;
+                let from = MemberId(message.from);
+                self.reads.add(
+                    now,
+                    Origin::Remote {
+                        from,
+                        context: Bytes::copy_from_slice(&context),
+                    },
+                );
+                return;
+            }
+            MessageType::Append => own_payloads(&mut message),
+            MessageType::Propose => {
+                own_payloads(&mut message);
+                for entry in message.entries.iter_mut().filter(|e| e.entry_type == 1) {
+                    // Readable: that is how it was admitted.
+                    if let Ok(canonical) = admit::canonical_conf_change(&entry.data) {
+                        entry.data = canonical;
+                    }
+                }
+            }
+            _ => {}
+        }
+        let from = message.from;
+        let Ok(message) = raft::eraftpb::Message::try_from(message) else {
+            self.metrics.message_dropped(DropReason::UnknownType);
+            return;
+        };
+        if kind == MessageType::TimeoutNow && !self.may_campaign() {
+            self.timeout_now = Some(message);
+            return;
+        }
+        match self.raw.step(message) {
+            Ok(()) => {}
+            Err(raft::Error::StepPeerNotFound) => {
+                self.metrics.message_dropped(DropReason::UnknownMember);
+            }
+            Err(raft::Error::ProposalDropped) => {
+                self.metrics.message_dropped(DropReason::ProposalDropped);
+            }
+            Err(error) => {
+                tracing::warn!(remote_peer_id = %MemberId(from), %error, "raft refused a message");
+            }
+        }
+        self.election.settle(&mut self.raw.raft);
+    }
+
+    fn dropped(&mut self, reason: DropReason, message: &Message) {
+        self.metrics.message_dropped(reason);
+        let from = MemberId(message.from);
+        match reason {
+            DropReason::LogLost if !self.log_lost => {
+                self.log_lost = true;
+                tracing::error!(
+                    local_member_id = %self.id,
+                    remote_peer_id = %from,
+                    commit = message.commit,
+                    last_index = self.raw.raft.raft_log.last_index(),
+                    "the leader counts on entries this member does not have: its log was lost; \
+                     remove the member and add it again"
+                );
+            }
+            DropReason::ConflictsCommitted => tracing::error!(
+                local_member_id = %self.id,
+                remote_peer_id = %from,
+                term = message.term,
+                index = message.index,
+                "a message contradicts entries that are committed here"
+            ),
+            _ => tracing::debug!(
+                remote_peer_id = %from,
+                message_type = message.msg_type,
+                reason = reason.as_str(),
+                "dropped a message"
+            ),
+        }
+    }
+
+    fn retry_timeout_now(&mut self) {
+        if self.timeout_now.is_some()
+            && self.may_campaign()
+            && let Some(message) = self.timeout_now.take()
+        {
+            // raft ignores it if the term has moved on.
+            let _ = self.raw.step(message);
+            self.election.settle(&mut self.raw.raft);
+        }
+    }
+
+    fn conf_change(&mut self, change: &ConfChange) {
+        match conf_change::apply(&mut self.raw, change) {
+            Ok(state) => {
+                self.raw.mut_store().set_conf_state(state.clone().into());
+                self.effects.conf_states.push(state);
+            }
+            Err(error) => self.fatal(error),
+        }
+    }
+
+    fn transfer(&mut self, to: MemberId) -> Result<(), TransferError> {
+        if !self.is_leader() {
+            return Err(TransferError::NotLeader);
+        }
+        if !self.raw.raft.prs().conf().voters().contains(to.0) {
+            return Err(TransferError::NotVoter(to));
+        }
+        self.raw.transfer_leader(to.0);
+        Ok(())
+    }
+
+    /// Hands leadership over when the disk has not finished a write for too long.
+    fn watch_disk(&mut self, now: Duration) {
+        let stalled = self
+            .jobs
+            .oldest_sync()
+            .map(|since| now.saturating_sub(since));
+        let Some(stalled) = stalled.filter(|s| *s >= self.config.disk_stall_max) else {
+            return;
+        };
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader || raft.lead_transferee.is_some() {
+            return;
+        }
+        let voters = raft.prs().conf().voters();
+        let heir = raft
+            .prs()
+            .iter()
+            .filter(|(id, p)| **id != raft.id && p.recent_active && voters.contains(**id))
+            .max_by_key(|(id, p)| (p.matched, **id))
+            .map(|(id, _)| *id);
+        if let Some(heir) = heir {
+            tracing::warn!(
+                local_member_id = %self.id,
+                transferee = %MemberId(heir),
+                stalled = ?stalled,
+                "the disk does not finish a write; handing leadership over"
+            );
+            self.raw.transfer_leader(heir);
+        }
+    }
+
+    /// Why received entries have nowhere to go, if so.
+    fn backlog(&self) -> Option<DropReason> {
+        if self.unapplied_bytes > self.config.apply_backlog_bytes_max {
+            Some(DropReason::ApplyBacklog)
+        } else if self.jobs.bytes() > self.config.wal_backlog_bytes_max {
+            Some(DropReason::WalBacklog)
+        } else {
+            None
+        }
+    }
+
+    /// Whether everything raft has is durable and installed, as an election needs it.
+    fn may_campaign(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        !self.jobs.has_sync()
+            && self.installing.is_none()
+            && log.unstable_entries().is_empty()
+            && log.unstable_snapshot().is_none()
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    fn fatal(&mut self, reason: impl ToString) {
+        self.effects.fatal.get_or_insert_with(|| reason.to_string());
+    }
+}
+
+/// What the rest of the node shows of the driver's state.
+pub(crate) struct Numbers {
+    pub term: u64,
+    pub leader: u64,
+    pub role: Role,
+    pub committed: u64,
+    pub last_index: u64,
+    pub snapshot_index: u64,
+    pub log_lost: bool,
+    pub backlogged: bool,
+}
+
+impl Driver {
+    pub fn numbers(&self) -> Numbers {
+        let raft = &self.raw.raft;
+        Numbers {
+            term: raft.term,
+            leader: raft.leader_id,
+            role: match raft.state {
+                StateRole::Follower => Role::Follower,
+                StateRole::PreCandidate => Role::PreCandidate,
+                StateRole::Candidate => Role::Candidate,
+                StateRole::Leader => Role::Leader,
+            },
+            committed: raft.raft_log.committed,
+            last_index: raft.raft_log.last_index(),
+            snapshot_index: self.snapshots.last(),
+            log_lost: self.log_lost,
+            backlogged: self.unapplied_bytes > self.config.apply_backlog_bytes_max,
+        }
+    }
+
+    /// How far each member's log is known to match, at a leader; empty elsewhere.
+    pub fn progress(&self) -> Vec<(MemberId, u64)> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let prs = self.raw.raft.prs();
+        let member = |id| prs.conf().voters().contains(id) || prs.conf().learners().contains(&id);
+        let known = prs.iter().filter(|(id, _)| member(**id));
+        known.map(|(id, p)| (MemberId(*id), p.matched)).collect()
+    }
+}
+
+fn raft_config(config: &NodeConfig, applied: u64) -> Config {
+    Config {
+        id: config.id.0,
+        election_tick: config.election_ticks,
+        heartbeat_tick: config.heartbeat_ticks,
+        applied,
+        max_size_per_msg: config.append_bytes_max,
+        max_inflight_msgs: config.appends_in_flight_max,
+        max_committed_size_per_ready: config.committed_bytes_max,
+        max_uncommitted_size: config.uncommitted_bytes_max,
+        check_quorum: true,
+        pre_vote: config.pre_vote,
+        ..Config::default()
+    }
+}
+
+/// Copies small payloads, so that a few bytes in the log do not keep a whole receive buffer alive.
+fn own_payloads(message: &mut Message) {
+    for entry in &mut message.entries {
+        if entry.data.len() < COPY_BELOW_BYTES {
+            entry.data = Bytes::copy_from_slice(&entry.data);
+        }
+    }
+}

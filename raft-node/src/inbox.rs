@@ -1,0 +1,247 @@
+//! What waits for the raft thread, and the mailbox of the two threads behind it.
+//!
+//! Producers push under a short lock and wake the thread only when it sleeps; the thread takes everything
+//! at once. Invariant: received messages are bounded in bytes, local proposals by the table of their
+//! waiters, and events by what the raft thread itself has under way.
+
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Notify, oneshot};
+use transport_core::raftpb::Message;
+
+use crate::{ReadError, StepError, driver::Event, proposals::Proposal};
+
+/// Who waits for a read index.
+pub(crate) type ReadWaiter = oneshot::Sender<Result<u64, ReadError>>;
+
+/// Everything that arrived since the last turn.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub events: Vec<Event>,
+    pub messages: Vec<Message>,
+    pub proposals: Vec<Proposal>,
+    pub reads: Vec<ReadWaiter>,
+}
+
+#[derive(Default)]
+struct State {
+    batch: Batch,
+    message_bytes: usize,
+    /// Whether the thread sleeps and nobody has woken it yet.
+    asleep: bool,
+    stopped: bool,
+}
+
+/// The raft thread's inbox.
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    wake: Condvar,
+    room: Notify,
+    bytes_max: usize,
+}
+
+/// The inbox is closed.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl Inbox {
+    pub fn new(bytes_max: usize) -> Self {
+        Inbox {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            room: Notify::new(),
+            bytes_max,
+        }
+    }
+
+    /// Adds a received message; waits while there is no room.
+    pub async fn message(&self, mut message: Message) -> Result<(), StepError> {
+        loop {
+            // Registered before the attempt, so that room made in between is not missed.
+            let room = self.room.notified();
+            match self.try_message(message) {
+                Ok(()) => return Ok(()),
+                Err((back, StepError::Full)) => message = back,
+                Err((_, error)) => return Err(error),
+            }
+            room.await;
+        }
+    }
+
+    /// Adds a received message if there is room. An empty inbox takes a message of any size.
+    pub fn try_message(&self, message: Message) -> Result<(), (Message, StepError)> {
+        let bytes = weight(&message);
+        let mut state = self.state.lock();
+        if state.stopped {
+            return Err((message, StepError::Stopped));
+        }
+        if state.message_bytes > 0 && state.message_bytes + bytes > self.bytes_max {
+            return Err((message, StepError::Full));
+        }
+        state.message_bytes += bytes;
+        state.batch.messages.push(message);
+        self.wake(state);
+        Ok(())
+    }
+
+    pub fn proposal(&self, proposal: Proposal) -> Result<(), Closed> {
+        self.push(|batch| batch.proposals.push(proposal))
+    }
+
+    pub fn read(&self, waiter: ReadWaiter) -> Result<(), Closed> {
+        self.push(|batch| batch.reads.push(waiter))
+    }
+
+    pub fn event(&self, event: Event) -> Result<(), Closed> {
+        self.push(|batch| batch.events.push(event))
+    }
+
+    /// Adds an event that can wait for the thread's next turn, at the latest the next tick.
+    pub fn event_quietly(&self, event: Event) {
+        let mut state = self.state.lock();
+        if !state.stopped {
+            state.batch.events.push(event);
+        }
+    }
+
+    fn push(&self, add: impl FnOnce(&mut Batch)) -> Result<(), Closed> {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return Err(Closed);
+        }
+        add(&mut state.batch);
+        self.wake(state);
+        Ok(())
+    }
+
+    fn wake(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        let asleep = mem::take(&mut state.asleep);
+        drop(state);
+        if asleep {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Sleeps until something arrives or the deadline passes, then swaps everything into `batch`, which
+    /// must be empty. False once the inbox is closed.
+    pub fn drain(&self, batch: &mut Batch, deadline: Instant) -> bool {
+        let mut state = self.state.lock();
+        while !state.stopped && state.batch.is_empty() {
+            state.asleep = true;
+            if self.wake.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.asleep = false;
+        if state.stopped {
+            return false;
+        }
+        mem::swap(&mut state.batch, batch);
+        let made_room = mem::take(&mut state.message_bytes) > 0;
+        drop(state);
+        if made_room {
+            self.room.notify_waiters();
+        }
+        true
+    }
+
+    /// Closes the inbox: what is in it is dropped, and so is everything to come.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        let batch = mem::take(&mut state.batch);
+        drop(state);
+        // Waiters inside learn of the end when their senders drop, outside of the lock.
+        drop(batch);
+        self.wake.notify_all();
+        self.room.notify_waiters();
+    }
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+            && self.messages.is_empty()
+            && self.proposals.is_empty()
+            && self.reads.is_empty()
+    }
+}
+
+/// Bytes a message holds, near enough for a budget.
+fn weight(message: &Message) -> usize {
+    const EACH: usize = mem::size_of::<Message>();
+    const ENTRY: usize = 64;
+    let entries: usize = message.entries.iter().map(|e| e.data.len() + ENTRY).sum();
+    let snapshot = message.snapshot.as_ref().map_or(0, |s| s.data.len());
+    EACH + entries + snapshot + message.context.len()
+}
+
+/// A queue between two threads of the node: taken as a whole, closed by its producer.
+pub(crate) struct Mailbox<T> {
+    state: Mutex<MailboxState<T>>,
+    wake: Condvar,
+}
+
+struct MailboxState<T> {
+    queue: Vec<T>,
+    asleep: bool,
+    closed: bool,
+}
+
+impl<T> Mailbox<T> {
+    pub fn new() -> Self {
+        Mailbox {
+            state: Mutex::new(MailboxState {
+                queue: Vec::new(),
+                asleep: false,
+                closed: false,
+            }),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Moves everything out of `items` into the queue. Without effect once closed.
+    pub fn push_all(&self, items: &mut Vec<T>) {
+        if items.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.closed {
+            items.clear();
+            return;
+        }
+        state.queue.append(items);
+        let asleep = mem::take(&mut state.asleep);
+        drop(state);
+        if asleep {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits for items and swaps them into `items`, which must be empty. False when the queue is closed
+    /// and empty.
+    pub fn take(&self, items: &mut Vec<T>) -> bool {
+        let mut state = self.state.lock();
+        while state.queue.is_empty() {
+            if state.closed {
+                return false;
+            }
+            state.asleep = true;
+            // The bound on the wait is only a net: every push wakes a sleeper.
+            self.wake.wait_for(&mut state, Duration::from_secs(60));
+        }
+        state.asleep = false;
+        mem::swap(&mut state.queue, items);
+        true
+    }
+
+    /// No more items come; the consumer ends after those in the queue.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake.notify_all();
+    }
+}

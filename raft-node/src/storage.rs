@@ -1,0 +1,268 @@
+//! A member's log on disk: the write-ahead log and the `.snap` files, opened together.
+//!
+//! [`Storage`] is what a node starts from: created empty, filled with the first entries of a new cluster,
+//! or replayed. Depends on [`crate::wal`] and [`crate::snap`]. Invariant: a snapshot counts only if its file
+//! is whole and the log records it, and what is released is never needed by the newest such snapshot.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use transport_core::{
+    MemberId,
+    raftpb::{Entry, HardState, Snapshot},
+};
+
+use crate::{
+    SharedRecorder,
+    bootstrap::bootstrap_entries,
+    disk::Disk,
+    snap::{SnapError, SnapMetrics, Snapshotter},
+    wal::{self, Metadata, Prepare, Wal, WalError, WalMetrics, WalOptions, WalSnapshot},
+};
+
+/// Where a member keeps its log.
+#[derive(Clone)]
+pub struct StorageOptions {
+    /// The file system.
+    pub disk: Arc<dyn Disk>,
+    /// Directory of the segments; etcd: `member/wal`. Its parent must exist when the log is created.
+    pub wal_dir: PathBuf,
+    /// Directory of the `.snap` and `.snap.db` files; etcd: `member/snap`. Must exist.
+    pub snap_dir: PathBuf,
+    /// Size to which segments are prepared, in bytes.
+    pub segment_bytes: u64,
+    /// Segments kept though no start needs them, oldest go first; 0 keeps all. etcd: `--max-wals`.
+    pub segments_max: usize,
+    /// Snapshot files kept, oldest go first; 0 keeps all. etcd: `--max-snapshots`.
+    pub snapshots_max: usize,
+    /// Where segments are prepared ahead of need.
+    pub prepare: Prepare,
+    /// Where the metrics of log and snapshot files are registered.
+    pub recorder: SharedRecorder,
+}
+
+impl StorageOptions {
+    /// etcd's defaults: segments of 64 MB, five segments and five snapshot files kept.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        wal_dir: impl Into<PathBuf>,
+        snap_dir: impl Into<PathBuf>,
+        recorder: SharedRecorder,
+    ) -> Self {
+        let wal = WalOptions::default();
+        StorageOptions {
+            disk,
+            wal_dir: wal_dir.into(),
+            snap_dir: snap_dir.into(),
+            segment_bytes: wal.segment_bytes,
+            segments_max: wal.segments_max,
+            snapshots_max: 5,
+            prepare: wal.prepare,
+            recorder,
+        }
+    }
+
+    fn wal(&self) -> WalOptions {
+        WalOptions {
+            segment_bytes: self.segment_bytes,
+            segments_max: self.segments_max,
+            prepare: self.prepare,
+            metrics: WalMetrics::register(&*self.recorder),
+        }
+    }
+
+    fn snapshotter(&self) -> Snapshotter {
+        let metrics = SnapMetrics::register(&*self.recorder);
+        Snapshotter::new(self.disk.clone(), &self.snap_dir, metrics)
+    }
+}
+
+/// Why a log cannot be opened or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The write-ahead log.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The snapshot files.
+    #[error(transparent)]
+    Snap(#[from] SnapError),
+    /// [`Storage::bootstrap`] of a log that holds something.
+    #[error("the log of member {0} is not empty")]
+    NotEmpty(MemberId),
+}
+
+/// A member's log, open for writing, and what it held when it was opened.
+pub struct Storage {
+    pub(crate) store: Box<dyn LogStore>,
+    pub(crate) metadata: Metadata,
+    pub(crate) contents: Contents,
+}
+
+/// What a log held.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Contents {
+    pub snapshot: Option<Snapshot>,
+    pub hard_state: HardState,
+    /// After the snapshot.
+    pub entries: Vec<Entry>,
+}
+
+impl Storage {
+    /// Whether there is a log.
+    pub fn exists(options: &StorageOptions) -> Result<bool, StorageError> {
+        Ok(wal::exists(&*options.disk, &options.wal_dir)?)
+    }
+
+    /// Creates an empty log, as a member that joins a cluster starts with.
+    pub fn create(options: &StorageOptions, metadata: Metadata) -> Result<Self, StorageError> {
+        let disk = options.disk.clone();
+        let wal = Wal::create(disk, &options.wal_dir, metadata, options.wal())?;
+        let contents = Contents::default();
+        Ok(Storage::assemble(options, wal, metadata, contents))
+    }
+
+    /// Opens and replays a log, from the newest snapshot on that is whole and recorded.
+    pub fn open(options: &StorageOptions) -> Result<Self, StorageError> {
+        let snapshotter = options.snapshotter();
+        snapshotter.remove_temporaries()?;
+        let recorded = wal::snapshots(&*options.disk, &options.wal_dir)?;
+        let snapshot = snapshotter.newest(&recorded)?;
+        let start = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.metadata.clone())
+            .map(|metadata| WalSnapshot {
+                index: metadata.index,
+                term: metadata.term,
+                conf_state: metadata.conf_state,
+            });
+        let disk = options.disk.clone();
+        let (wal, replay) = Wal::open(disk, &options.wal_dir, start, options.wal())?;
+        let contents = Contents {
+            snapshot,
+            hard_state: replay.hard_state,
+            entries: replay.entries,
+        };
+        Ok(Storage::assemble(options, wal, replay.metadata, contents))
+    }
+
+    fn assemble(
+        options: &StorageOptions,
+        wal: Wal,
+        metadata: Metadata,
+        contents: Contents,
+    ) -> Self {
+        let store = DiskStore {
+            wal,
+            snapshotter: options.snapshotter(),
+            snapshots_max: options.snapshots_max,
+        };
+        Storage {
+            store: Box::new(store),
+            metadata,
+            contents,
+        }
+    }
+
+    /// Writes the first entries of a new cluster: its members, each with the JSON etcd describes it with.
+    pub fn bootstrap(&mut self, members: &[(MemberId, Bytes)]) -> Result<(), StorageError> {
+        if !self.is_empty() {
+            return Err(StorageError::NotEmpty(self.metadata.node_id));
+        }
+        let (entries, hard_state) = bootstrap_entries(members);
+        self.store.append(Some(&hard_state), &entries)?;
+        self.store.sync()?;
+        self.contents.entries = entries;
+        self.contents.hard_state = hard_state;
+        Ok(())
+    }
+
+    /// Whose log it is.
+    pub fn metadata(&self) -> Metadata {
+        self.metadata
+    }
+
+    /// The newest snapshot, from which the log goes on.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        self.contents.snapshot.as_ref()
+    }
+
+    /// Whether nothing was ever written: a member that joins, or one whose bootstrap was interrupted.
+    pub fn is_empty(&self) -> bool {
+        self.contents.snapshot.is_none()
+            && self.contents.entries.is_empty()
+            && self.contents.hard_state == HardState::default()
+    }
+
+    /// Index of the last entry, or of the snapshot when none follows it.
+    pub fn last_index(&self) -> u64 {
+        let snapshot = self.contents.snapshot.as_ref();
+        let base = snapshot
+            .and_then(|s| s.metadata.as_ref())
+            .map_or(0, |m| m.index);
+        base + self.contents.entries.len() as u64
+    }
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Storage")
+            .field("metadata", &self.metadata)
+            .field("hard_state", &self.contents.hard_state)
+            .field("last_index", &self.last_index())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the wal thread writes to.
+pub(crate) trait LogStore: Send {
+    /// Appends entries, then the hard state; not synced.
+    fn append(
+        &mut self,
+        hard_state: Option<&HardState>,
+        entries: &[Entry],
+    ) -> Result<(), StorageError>;
+
+    /// Makes everything appended durable.
+    fn sync(&mut self) -> Result<(), StorageError>;
+
+    /// Saves a snapshot, taken or received, and its record; durable when it returns, with everything
+    /// appended before. What only older snapshots needed may go.
+    fn save_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), StorageError>;
+}
+
+struct DiskStore {
+    wal: Wal,
+    snapshotter: Snapshotter,
+    snapshots_max: usize,
+}
+
+impl LogStore for DiskStore {
+    fn append(
+        &mut self,
+        hard_state: Option<&HardState>,
+        entries: &[Entry],
+    ) -> Result<(), StorageError> {
+        Ok(self.wal.append(hard_state, entries)?)
+    }
+
+    fn sync(&mut self) -> Result<(), StorageError> {
+        Ok(self.wal.sync()?)
+    }
+
+    fn save_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), StorageError> {
+        let metadata = snapshot.metadata.clone().unwrap_or_default();
+        // The file first, so that a recorded snapshot always has one.
+        self.snapshotter.save(snapshot)?;
+        self.wal.save_snapshot(&WalSnapshot {
+            index: metadata.index,
+            term: metadata.term,
+            conf_state: metadata.conf_state,
+        })?;
+        self.wal.sync()?;
+        self.wal.release_to(metadata.index)?;
+        self.snapshotter.release_dbs(metadata.index)?;
+        self.snapshotter.purge(self.snapshots_max)?;
+        Ok(())
+    }
+}
