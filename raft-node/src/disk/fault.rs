@@ -211,6 +211,11 @@ impl File {
         for index in dirty.into_keys() {
             if choose() {
                 let now = sector(&self.content, index);
+                // A block that is written takes the length along.
+                let end = self.content.len().min((index + 1) * SECTOR);
+                if end > self.durable.len() {
+                    self.durable.resize(end, 0);
+                }
                 store(&mut self.durable, index, &now);
             }
         }
@@ -577,7 +582,8 @@ impl DiskFile for FaultFile {
         let fate = state.begin()?;
         let written = match &fate {
             Fate::Fine => bytes.len(),
-            Fate::Half(_) => state.random.below(bytes.len() as u64 + 1) as usize,
+            // Memory is copied, and read by devices, in words at least.
+            Fate::Half(_) => state.random.below(bytes.len() as u64 + 1) as usize & !7,
         };
         state
             .file_mut(self.number)?

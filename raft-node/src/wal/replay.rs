@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use transport_core::{
     ClusterId, MemberId,
-    raftpb::{Entry, HardState},
+    raftpb::{Entry, EntryType, HardState},
 };
 
 use super::{
@@ -179,6 +179,11 @@ fn scan_segment(
     Err(reader.corrupt(0, "endless segment"))
 }
 
+/// Whether raft may write `next` after `state`.
+pub(crate) fn follows(state: &HardState, next: &HardState) -> bool {
+    next.term >= state.term && next.commit >= state.commit
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct MetadataRecord {
     #[prost(uint64, tag = "1")]
@@ -228,10 +233,7 @@ impl LogView {
     pub(crate) fn record(&mut self, kind: RecordType, data: Bytes) -> Result<(), String> {
         match kind {
             RecordType::Entry => self.entry(decode(&data)?),
-            RecordType::State => {
-                self.hard_state = decode(&data)?;
-                Ok(())
-            }
+            RecordType::State => self.state(decode(&data)?),
             RecordType::Snapshot => {
                 self.snapshot(decode(&data)?);
                 Ok(())
@@ -240,8 +242,21 @@ impl LogView {
         }
     }
 
+    /// A record's type is not covered by its crc: a state or entry that raft cannot have written is one
+    /// that was damaged into the other.
+    fn state(&mut self, state: HardState) -> Result<(), String> {
+        if !follows(&self.hard_state, &state) {
+            return Err("a hard state goes back in term or commit".into());
+        }
+        self.hard_state = state;
+        Ok(())
+    }
+
     /// Each entry ends the log before it takes its place, also where that is before the start.
     fn entry(&mut self, mut entry: Entry) -> Result<(), String> {
+        if entry.term == 0 || EntryType::try_from(entry.entry_type).is_err() {
+            return Err(format!("entry {} is not one of raft's", entry.index));
+        }
         if entry.index <= self.start.index {
             self.entries.clear();
             self.term_at_start = (entry.index == self.start.index).then_some(entry.term);
@@ -255,8 +270,18 @@ impl LogView {
                 self.start.index + self.entries.len() as u64
             ));
         }
+        if at < self.entries.len() as u64 && entry.index <= self.hard_state.commit {
+            return Err(format!("committed entry {} is replaced", entry.index));
+        }
         // Not above the length, so it fits.
         self.entries.truncate(at as usize);
+        if self
+            .entries
+            .last()
+            .is_some_and(|last| last.term > entry.term)
+        {
+            return Err(format!("entry {} goes back in term", entry.index));
+        }
         if entry.data.len() < COPY_BELOW_BYTES {
             entry.data = Bytes::copy_from_slice(&entry.data);
         }

@@ -1,9 +1,10 @@
 //! Segment files: their names, and reading their frames one after the other.
 //!
 //! The reader decides what a broken frame is. A torn write is a frame of the last segment of which some
-//! 512-byte sector never arrived (it still reads as zeros), or which the end of the file cuts; everything
-//! else is corruption, because sectors are written whole and unused space is zero. Invariant: memory
-//! stays below one chunk plus the largest frame, and no frame is larger than its file.
+//! 512-byte sector never arrived (it still reads as zeros), or whose end never arrived and nothing after
+//! it, or which the end of the file cuts. Everything else is corruption: sectors are written whole, words
+//! of 8 bytes are, and unused space is zero. Invariant: memory stays below one chunk plus the largest
+//! frame, and no frame is larger than its file.
 //! etcd: server/storage/wal/decoder.go, `isTornEntry`; util.go.
 
 use std::{
@@ -217,20 +218,17 @@ impl SegmentReader {
     }
 
     /// A frame that is all there, and wrong.
-    fn damaged(&self, record: usize, padding: usize) -> Result<Step, WalError> {
-        let body = &self.window[LENGTH_BYTES..LENGTH_BYTES + record + padding];
-        let reason = match frame::decode_record(&body[..record]) {
+    fn damaged(&mut self, record: usize, padding: usize) -> Result<Step, WalError> {
+        let body = &self.window[LENGTH_BYTES..LENGTH_BYTES + record];
+        let reason = match frame::decode_record(body) {
             None => "not a record",
             Some(parsed) if RecordType::from_number(parsed.kind).is_none() => "unknown record type",
             Some(_) => "crc mismatch",
         };
-        if !self.last || self.length_is_damaged(&body[..record], record as u64) {
-            return Err(self.corrupt(self.offset, reason));
+        match self.never_written(record as u64, record + padding)? {
+            Some(torn) => self.torn(torn),
+            None => Err(self.corrupt(self.offset, reason)),
         }
-        if has_empty_sector(body, self.offset + LENGTH_BYTES as u64) {
-            return Ok(self.end(Some("a sector of a frame was never written")));
-        }
-        Err(self.corrupt(self.offset, reason))
     }
 
     /// A frame that goes on after the end of the file: cut off, or a damaged length.
@@ -241,60 +239,89 @@ impl SegmentReader {
         if !self.fill(LENGTH_BYTES + look)? {
             return self.torn("the file became shorter while it was read");
         }
-        let body = &self.window[LENGTH_BYTES..LENGTH_BYTES + look];
-        let cut = match frame::record_prefix(&body[..look.min(PREFIX_BYTES_MAX)]) {
-            Prefix::Says { record: said, .. } => said == record,
-            Prefix::Short => true,
-            Prefix::Bad => false,
-        };
-        let cut = cut
-            || has_empty_sector(body, self.offset + LENGTH_BYTES as u64)
-                && !self.length_is_damaged(body, record);
-        if cut {
-            self.torn(REASON)
-        } else {
-            Err(self.corrupt(self.offset, REASON))
-        }
-    }
-
-    /// Whether the record says another length than its frame, in the same sector: those bytes were
-    /// written together, so one of them was damaged later.
-    fn length_is_damaged(&self, body: &[u8], record: u64) -> bool {
-        let head = &body[..body.len().min(PREFIX_BYTES_MAX)];
+        let head = &self.window[LENGTH_BYTES..LENGTH_BYTES + look.min(PREFIX_BYTES_MAX)];
         match frame::record_prefix(head) {
-            Prefix::Says {
-                record: said,
-                prefix,
-            } => said != record && prefix <= self.same_sector_as_length(),
-            Prefix::Short | Prefix::Bad => false,
+            Prefix::Says(said) if said == record => return self.torn(REASON),
+            Prefix::Short => return self.torn(REASON),
+            _ => {}
+        }
+        match self.never_written(record, look)? {
+            Some(torn) => self.torn(torn),
+            None => Err(self.corrupt(self.offset, REASON)),
         }
     }
 
-    /// How many bytes after the frame's length lie in the same sector.
-    fn same_sector_as_length(&self) -> usize {
-        let after = self.offset as usize % SECTOR_BYTES + LENGTH_BYTES;
-        // Offsets are multiples of 8, so a length never crosses sectors.
-        SECTOR_BYTES.saturating_sub(after)
+    /// Which part of the frame here never arrived, judged by the first `body` bytes after its length.
+    fn never_written(
+        &mut self,
+        record: u64,
+        body: usize,
+    ) -> Result<Option<&'static str>, WalError> {
+        if self.length_is_damaged(record)? {
+            return Ok(None);
+        }
+        let start = self.offset + LENGTH_BYTES as u64;
+        let body = &self.window[LENGTH_BYTES..LENGTH_BYTES + body];
+        if has_empty_sector(body, start) {
+            return Ok(Some("a sector of a frame was never written"));
+        }
+        if body.ends_with(&[0; 8]) && self.is_unused_from(start + body.len() as u64)? {
+            return Ok(Some("the end of a frame was never written"));
+        }
+        Ok(None)
+    }
+
+    /// Whether the record here is whole if one believes its own head and not the frame's length.
+    fn length_is_damaged(&mut self, record: u64) -> Result<bool, WalError> {
+        match self.record_here()? {
+            Some(said) if said as u64 != record => {
+                let body = &self.window[LENGTH_BYTES..LENGTH_BYTES + said];
+                Ok(self.checked(body).is_some())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The length that the head of the record here says, if the file has so many bytes; they are then in
+    /// the window.
+    fn record_here(&mut self) -> Result<Option<usize>, WalError> {
+        let left = self.size - self.offset - LENGTH_BYTES as u64;
+        let look = left.min(PREFIX_BYTES_MAX as u64) as usize;
+        if !self.fill(LENGTH_BYTES + look)? {
+            return Ok(None);
+        }
+        let head = &self.window[LENGTH_BYTES..LENGTH_BYTES + look];
+        let record = match frame::record_prefix(head) {
+            Prefix::Says(record) if record <= left => record as usize,
+            _ => return Ok(None),
+        };
+        Ok(self.fill(LENGTH_BYTES + record)?.then_some(record))
+    }
+
+    /// Whether there are only zeros from `offset` on.
+    fn is_unused_from(&self, mut offset: u64) -> Result<bool, WalError> {
+        let mut block = vec![0; CHUNK_BYTES];
+        loop {
+            let read = read_full(&*self.file, &mut block, offset)
+                .map_err(WalError::io("read", &self.path))?;
+            if block[..read].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            if read < block.len() {
+                return Ok(true);
+            }
+            offset += read as u64;
+        }
     }
 
     /// Whether a zero length is followed, in its own sector, by a record that continues the log. Unused
     /// space cannot look like that; a length that lost its only set bit does.
     fn whole_record_follows(&mut self) -> Result<bool, WalError> {
-        let left = self.size - self.offset - LENGTH_BYTES as u64;
-        let look = left.min(PREFIX_BYTES_MAX as u64) as usize;
-        if self.same_sector_as_length() == 0 || !self.fill(LENGTH_BYTES + look)? {
+        let body = self.offset + LENGTH_BYTES as u64;
+        if body % SECTOR_BYTES as u64 == 0 {
             return Ok(false);
         }
-        let head = &self.window[LENGTH_BYTES..LENGTH_BYTES + look];
-        let record = match frame::record_prefix(head) {
-            Prefix::Says { record, .. } if record <= left => record as usize,
-            _ => return Ok(false),
-        };
-        if !self.fill(LENGTH_BYTES + record)? {
-            return Ok(false);
-        }
-        let body = &self.window[LENGTH_BYTES..LENGTH_BYTES + record];
-        Ok(self.checked(body).is_some())
+        self.length_is_damaged(0)
     }
 
     /// Makes the window at least `need` bytes long; false when the file ends before.

@@ -253,6 +253,14 @@ impl Wal {
     ) -> Result<(), WalError> {
         self.check_contiguous(entries)?;
         let state = hard_state.filter(|state| **state != HardState::default());
+        if let Some(state) = state
+            && !replay::follows(&self.hard_state, state)
+        {
+            return Err(WalError::Refused(format!(
+                "{state:?} goes back from {:?}",
+                self.hard_state
+            )));
+        }
         let payload: usize = entries
             .iter()
             .map(|entry| entry.data.len() + ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES)
@@ -279,8 +287,11 @@ impl Wal {
         Ok(())
     }
 
-    /// Appends the record of a snapshot. Durable after [`Wal::sync`]; valid for a restart once a hard state
-    /// with `commit >= index` is in the log too.
+    /// Appends the record of a snapshot, taken or received. Durable after [`Wal::sync`].
+    ///
+    /// Where the log does not say yet that the snapshot's index is committed, a hard state that does
+    /// follows the record: without it a start would not believe the record, and with the record alone
+    /// entries written after it would hang in the air.
     pub fn save_snapshot(&mut self, snapshot: &WalSnapshot) -> Result<(), WalError> {
         if snapshot.index > 0 && snapshot.conf_state.is_none() {
             // etcd's tools refuse such a record.
@@ -293,11 +304,21 @@ impl Wal {
             .conf_state
             .as_ref()
             .map_or(0, prost::Message::encoded_len);
-        self.make_room(conf_state + ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES)?;
+        self.make_room(conf_state + 2 * (ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES))?;
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut crc = self.crc;
         frame::put_snapshot(&mut buffer, &mut crc, snapshot);
+        let mut state = self.hard_state;
+        if state.commit < snapshot.index {
+            state.commit = snapshot.index;
+            if state.term < snapshot.term {
+                // Nobody was voted for yet in a term that was first heard of with the snapshot.
+                (state.term, state.vote) = (snapshot.term, 0);
+            }
+            frame::put_state(&mut buffer, &mut crc, &state);
+        }
         self.write(buffer, crc)?;
+        self.hard_state = state;
         self.last_index = self.last_index.max(snapshot.index);
         Ok(())
     }
@@ -513,6 +534,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Makes the last segment fit for appending: zeros from the last valid record to the end of the prepared
 /// space, and all of it durable before a new record can get mixed with what was there.
+///
+/// The valid records are written once more: if an fdatasync of an earlier process failed, they may be in
+/// the page cache, clean, and yet not on the disk, and only writing them makes the next sync do its work.
 fn settle(
     file: &dyn DiskFile,
     path: &Path,
@@ -521,19 +545,25 @@ fn settle(
 ) -> Result<(), WalError> {
     let size = file.size().map_err(WalError::io("measure", path))?;
     let mut block = vec![0; ZERO_STEP_BYTES];
-    let mut offset = tail.offset;
+    let mut offset = 0;
     while offset < size {
-        let want = (size - offset).min(ZERO_STEP_BYTES as u64) as usize;
+        let used = offset < tail.offset;
+        let end = if used { tail.offset } else { size };
+        let want = (end - offset).min(ZERO_STEP_BYTES as u64) as usize;
         let read =
             read_full(file, &mut block[..want], offset).map_err(WalError::io("read", path))?;
         if read == 0 {
             break;
         }
-        let end = offset + read as u64;
-        if block[..read].iter().any(|byte| *byte != 0) {
-            zero_fill(file, offset, end).map_err(WalError::io("zero", path))?;
+        let block = &mut block[..read];
+        if used || block.iter().any(|byte| *byte != 0) {
+            if !used {
+                block.fill(0);
+            }
+            file.write_at(block, offset)
+                .map_err(WalError::io("write", path))?;
         }
-        offset = end;
+        offset += read as u64;
     }
     if size < segment_bytes {
         file.allocate(segment_bytes)
