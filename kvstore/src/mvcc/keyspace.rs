@@ -1,0 +1,108 @@
+//! What the apply thread, readers, the flush thread and the compaction thread share of the keys.
+//!
+//! Invariant: `current` rises only after every row up to it can be found through [`Pairs::load`]; `compacted` rises
+//! only after `current` is at least as high.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering::*},
+};
+
+use super::{
+    cache::RowCache,
+    hash::StoredHashes,
+    index::{Index, Tree},
+    pending::Pairs,
+    view::ReadView,
+};
+use crate::backend::View;
+
+/// Revision of a store nothing was ever written to.
+pub(crate) const FIRST_REVISION: i64 = 1;
+/// Compact revision of a store that was never compacted.
+pub(crate) const NEVER_COMPACTED: i64 = -1;
+
+/// The shared part of the keys.
+pub(crate) struct Keyspace {
+    pub index: Index,
+    pub pairs: Pairs,
+    pub cache: RowCache,
+    pub hashes: StoredHashes,
+    current: AtomicI64,
+    compacted: AtomicI64,
+    finished: AtomicI64,
+}
+
+/// What restoring finds.
+pub(crate) struct Restored {
+    pub tree: Tree,
+    pub current: i64,
+    pub compacted: i64,
+    pub finished: i64,
+}
+
+impl Keyspace {
+    /// The keys that `restored` and `view` hold.
+    pub fn new(restored: Restored, view: Arc<dyn View>, cache_bytes: usize) -> Self {
+        Keyspace {
+            index: Index::new(restored.tree),
+            pairs: Pairs::new(view, restored.current),
+            cache: RowCache::new(cache_bytes),
+            hashes: StoredHashes::default(),
+            current: AtomicI64::new(restored.current),
+            compacted: AtomicI64::new(restored.compacted),
+            finished: AtomicI64::new(restored.finished),
+        }
+    }
+
+    /// The published revision.
+    pub fn current(&self) -> i64 {
+        self.current.load(Acquire)
+    }
+
+    /// The published revision of the last compaction.
+    pub fn compacted(&self) -> i64 {
+        self.compacted.load(Acquire)
+    }
+
+    /// The last compaction whose rows are physically gone.
+    pub fn finished(&self) -> i64 {
+        self.finished.load(Acquire)
+    }
+
+    /// Publishes to readers what apply has done.
+    pub fn publish(&self, current: i64, compacted: i64) {
+        // In this order, and read in the other: a reader that sees the compaction sees a revision it can read at.
+        self.current.store(current, Release);
+        self.compacted.store(compacted, Release);
+    }
+
+    /// Notes that a compaction is physically done.
+    pub fn finish(&self, compacted: i64) {
+        self.finished.fetch_max(compacted, AcqRel);
+    }
+
+    /// What readers see at this moment, with compaction held back from `revision` (≤ 0: the present one) for as
+    /// long as the view lives.
+    pub fn view(&self, revision: i64) -> ReadView<'_> {
+        let compacted = self.compacted();
+        let mut current = 0;
+        let pin = self.index.pin(|| {
+            current = self.current();
+            if revision > 0 {
+                current.min(revision)
+            } else {
+                current
+            }
+        });
+        ReadView::new(self, self.pairs.load(), current, compacted).pinned(pin)
+    }
+
+    /// As [`Self::view`] without holding compaction back: good for one lookup, which may find itself below the
+    /// floor.
+    pub fn glance(&self) -> ReadView<'_> {
+        let compacted = self.compacted();
+        let current = self.current();
+        ReadView::new(self, self.pairs.load(), current, compacted)
+    }
+}
