@@ -1,4 +1,106 @@
-//! The sans-IO half of etcd's raft message transport: messages, framings, handshake rules, routing, queues.
+//! The sans-IO half of etcd's raft message transport.
+//!
+//! Members of an etcd cluster exchange raft messages over HTTP/1.1: each opens two endless responses to
+//! every other and receives on them, and falls back to one POST per message. This crate holds everything
+//! about that which is not I/O, so that any runtime, simulator or tool can speak it:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`id`] | [`MemberId`], [`ClusterId`]: derived, parsed and printed as etcd does |
+//! | [`raftpb`] | messages with [`Bytes`](bytes::Bytes) payloads, a bounded decoder and a fast encoder |
+//! | [`frame`] | the two stream framings and the snapshot envelope, incremental both ways |
+//! | [`handshake`] | headers, versions, paths → accepted, or a verdict with status, headers and body |
+//! | [`route`] | which channel a message takes |
+//! | [`lane`] | queues bounded in bytes, in which heartbeats never wait |
+//! | [`status`], [`stats`] | whether a peer is reachable; traffic and latencies as etcd reports them |
+//!
+//! **Invariant.** Nothing here does I/O, reads a clock, spawns, logs or depends on a runtime; the same input
+//! always yields the same output. Bytes from outside never panic and never cost more memory than a small
+//! multiple of their length; `tests/memory.rs` holds that with a counting allocator.
+//!
+//! # From a message to bytes and back
+//!
+//! ```
+//! use bytes::{Bytes, BytesMut};
+//! use transport_core::{MemberId, frame::msgappv2, raftpb::{Entry, Message, MessageType}};
+//!
+//! let append = Message {
+//!     msg_type: MessageType::Append as i32,
+//!     from: 1, to: 2, term: 5, log_term: 5, index: 10, commit: 10,
+//!     entries: vec![Entry { term: 5, index: 11, data: Bytes::from_static(b"abc"), ..Entry::default() }],
+//!     ..Message::default()
+//! };
+//!
+//! // One encoder and one decoder per connection: both remember how far the stream has come.
+//! let mut body = BytesMut::new();
+//! let mut encoder = msgappv2::Encoder::new();
+//! encoder.encode(&Message::link_heartbeat(), &mut body)?;
+//! encoder.encode(&append, &mut body)?;
+//!
+//! let mut decoder = msgappv2::Decoder::new(MemberId(2), MemberId(1));
+//! let mut received = Vec::new();
+//! let body = body.freeze();
+//! for piece in [body.slice(..5), body.slice(5..)] {
+//!     decoder.feed(piece);
+//!     while let Some(message) = decoder.next()? {
+//!         received.push(message);
+//!     }
+//! }
+//! assert!(received[0].is_link_heartbeat());
+//! assert_eq!(received[1], append);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Entry data of a decoded message are slices of the piece that was fed. Who keeps a small one for long
+//! should copy it, or it keeps the piece alive.
+//!
+//! # Accepting a stream
+//!
+//! ```
+//! use http::{Method, StatusCode};
+//! use transport_core::{ClusterId, MemberId, handshake::*};
+//!
+//! struct Members;
+//! impl Membership for Members {
+//!     fn is_removed(&self, id: MemberId) -> bool { id == MemberId(3) }
+//!     fn is_peer(&self, id: MemberId) -> bool { id == MemberId(2) }
+//! }
+//!
+//! let cluster = ClusterId(0xc1);
+//! let ours = Identity::new(MemberId(1), cluster, Version::new(3, 6, 0));
+//! let ask = |from: u64| {
+//!     let theirs = Identity::new(MemberId(from), cluster, Version::new(3, 5, 0));
+//!     let headers = theirs.request_headers(Some(ours.id));
+//!     let path = StreamKind::Message.path(theirs.id);
+//!     check_stream(&ours, &Method::GET, &path, &headers, &Members)
+//! };
+//! assert_eq!(ask(2)?.from, MemberId(2));
+//! let verdict = ask(3).unwrap_err();
+//! assert_eq!((verdict.status(), &verdict.body()[..]), (StatusCode::GONE, "removed member\n"));
+//! # Ok::<(), Verdict>(())
+//! ```
+//!
+//! # Queueing for a connection
+//!
+//! ```
+//! use transport_core::{lane::{Budget, Lane}, raftpb::{Message, MessageType}};
+//!
+//! let mut lane = Lane::new(Budget::default(), None);
+//! for (kind, commit) in [(MessageType::Append, 1), (MessageType::Heartbeat, 1), (MessageType::Heartbeat, 2)] {
+//!     let message = Message { msg_type: kind as i32, commit, ..Message::default() };
+//!     lane.push(message).map_err(|refused| refused.reason).unwrap();
+//! }
+//! let mut batch = Vec::new();
+//! lane.drain(64 << 10, &mut batch);
+//! let kinds: Vec<_> = batch.iter().map(|m| (m.kind().unwrap(), m.commit)).collect();
+//! assert_eq!(kinds, [(MessageType::Heartbeat, 2), (MessageType::Append, 1)]);
+//! ```
+//!
+//! # Features
+//!
+//! - `eraftpb` (off by default): conversions by move between [`raftpb`] and the types of the `raft` crate
+//!   0.7 with its `protobuf-codec`, for whoever brings that crate.
+
 #![forbid(unsafe_code)]
 
 pub mod frame;

@@ -366,11 +366,15 @@ fn every_fixture_is_read_by_some_test() {
         include_str!("captures.rs"),
         include_str!("golden.rs"),
         include_str!("handshake.rs"),
+        include_str!("probes.rs"),
     ]
     .concat();
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
     for file in std::fs::read_dir(dir).unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
+        if name.starts_with('.') {
+            continue;
+        }
         assert!(tests.contains(&format!("\"{name}\"")), "{name}");
         assert!(!fixture(&name).is_empty());
     }

@@ -16,8 +16,8 @@ use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input}
 use crate::{
     MemberId,
     raftpb::{
-        Entry, Message, MessageType, append_form_len, encode_entry, encode_message, encoded_len,
-        entry_len, nested_len,
+        Entry, Message, MessageType, append_form_len, encode_message, encode_prefixed_entry,
+        encoded_len, entry_len, nested_len,
     },
 };
 
@@ -100,8 +100,7 @@ impl Encoder {
         head[1..].copy_from_slice(&(count as u64).to_be_bytes());
         to.put_slice(&head);
         for entry in &message.entries {
-            to.put_u64(entry_len(entry) as u64);
-            encode_entry(entry, to);
+            encode_prefixed_entry(entry, entry_len(entry), to);
         }
         to.put_u64(message.commit);
         self.position.index = self.position.index.wrapping_add(count as u64);

@@ -34,20 +34,26 @@ pub fn encoded_len(message: &Message) -> usize {
 
 /// Appends a message to `to`, without any framing.
 pub fn encode_message(message: &Message, to: &mut BytesMut) {
-    let mut run = Run::new();
+    let mut run = MessageRun::new();
     run.uint(0x08, message.msg_type as u64);
     run.uint(0x10, message.to);
     run.uint(0x18, message.from);
     run.uint(0x20, message.term);
     run.uint(0x28, message.log_term);
     run.uint(0x30, message.index);
-    for entry in &message.entries {
-        run.flush_beyond(to, ENTRY_HEAD_MAX);
-        run.varint_field(0x3a, entry_len(entry) as u64);
-        write_entry(run, entry, to);
-        run = Run::new();
-    }
-    run.flush_beyond(to, TAIL_MAX);
+    let mut run = match message.entries.split_first() {
+        None => run,
+        Some((first, others)) => {
+            run.varint_field(0x3a, entry_len(first) as u64);
+            write_entry(run, first, to);
+            for entry in others {
+                let mut run = EntryRun::new();
+                run.varint_field(0x3a, entry_len(entry) as u64);
+                write_entry(run, entry, to);
+            }
+            Run::new()
+        }
+    };
     run.uint(0x40, message.commit);
     if let Some(snapshot) = &message.snapshot {
         run.varint_field(0x4a, snapshot_len(snapshot) as u64);
@@ -71,12 +77,20 @@ pub fn entry_len(entry: &Entry) -> usize {
 
 /// Appends an entry to `to`.
 pub fn encode_entry(entry: &Entry, to: &mut BytesMut) {
-    write_entry(Run::new(), entry, to);
+    write_entry(EntryRun::new(), entry, to);
 }
 
-/// Length an append has as a whole message when its sender, receiver and term are not written with it:
-/// what etcd counts as sent even for the compact frame. `entries` is the sum over its entries' nested
-/// lengths.
+/// Appends an entry behind its length as a big-endian 64-bit integer. `length` is its [`entry_len`].
+#[inline]
+pub(crate) fn encode_prefixed_entry(entry: &Entry, length: usize, to: &mut BytesMut) {
+    let mut run = EntryRun::new();
+    run.bytes[..8].copy_from_slice(&(length as u64).to_be_bytes());
+    run.length = 8;
+    write_entry(run, entry, to);
+}
+
+/// Length of an append as a whole message, whose entries take `entries` bytes with their keys and lengths:
+/// what etcd counts as sent for the compact frame too.
 pub(crate) fn append_form_len(message: &Message, entries: usize) -> usize {
     uint_len(message.msg_type as u64)
         + uint_len(message.to)
@@ -95,7 +109,7 @@ impl ConfChange {
     /// etcd: raftpb's gogo-generated marshalling, as seen in captured write-ahead logs.
     pub fn encode_gogo(&self) -> Bytes {
         let mut to = BytesMut::with_capacity(48 + self.context.len());
-        let mut run = Run::new();
+        let mut run = EntryRun::new();
         run.varint_field(0x08, self.id);
         run.varint_field(0x10, self.change_type as u64);
         run.varint_field(0x18, self.node_id);
@@ -104,27 +118,32 @@ impl ConfChange {
     }
 }
 
-/// Key and length of a nested entry, then its fields up to the length of its data.
-const ENTRY_HEAD_MAX: usize = 11 + 3 * 11 + 11;
-
-/// Commit, then either the length of a snapshot or the fields behind it.
-const TAIL_MAX: usize = 11 + 2 + 11 + 11;
-
-/// Scalars gathered on the stack until a payload or the end is reached.
+/// Scalars gathered on the stack until a payload or the end is reached. `N` is what they may need.
 #[derive(Clone, Copy)]
-struct Run {
-    bytes: [u8; RUN_BYTES],
+struct Run<const N: usize> {
+    bytes: [u8; N],
     length: usize,
 }
 
-/// Room for six scalars and one entry's head.
-const RUN_BYTES: usize = 6 * 11 + ENTRY_HEAD_MAX;
+/// Longest scalar field: a key of one byte and a varint of ten.
+const FIELD_MAX: usize = 11;
 
-impl Run {
+/// The head of a nested entry: its own key and length (or an eight-byte length), three scalars, and key and
+/// length of its data.
+type EntryRun = Run<{ 5 * FIELD_MAX }>;
+
+/// The scalars before a message's entries and then the head of the first entry; or else all its scalars and
+/// the head of its context.
+type MessageRun = Run<{ 11 * FIELD_MAX }>;
+
+/// Key and length of two nested messages, or of one and the scalars behind it.
+type SnapshotRun = Run<{ 3 * FIELD_MAX }>;
+
+impl<const N: usize> Run<N> {
     #[inline]
     fn new() -> Self {
         Run {
-            bytes: [0; RUN_BYTES],
+            bytes: [0; N],
             length: 0,
         }
     }
@@ -164,15 +183,6 @@ impl Run {
         }
     }
 
-    /// Makes room for `more` bytes.
-    #[inline]
-    fn flush_beyond(&mut self, to: &mut BytesMut, more: usize) {
-        if self.length + more > RUN_BYTES {
-            self.flush(to);
-            self.length = 0;
-        }
-    }
-
     #[inline]
     fn flush(&self, to: &mut BytesMut) {
         to.extend_from_slice(&self.bytes[..self.length]);
@@ -180,7 +190,7 @@ impl Run {
 }
 
 #[inline]
-fn write_entry(mut run: Run, entry: &Entry, to: &mut BytesMut) {
+fn write_entry<const N: usize>(mut run: Run<N>, entry: &Entry, to: &mut BytesMut) {
     run.uint(0x08, entry.entry_type as u64);
     run.uint(0x10, entry.term);
     run.uint(0x18, entry.index);
@@ -188,15 +198,15 @@ fn write_entry(mut run: Run, entry: &Entry, to: &mut BytesMut) {
 }
 
 fn write_snapshot(snapshot: &Snapshot, to: &mut BytesMut) {
-    Run::new().bytes(0x0a, &snapshot.data, to);
+    SnapshotRun::new().bytes(0x0a, &snapshot.data, to);
     if let Some(metadata) = &snapshot.metadata {
-        let mut run = Run::new();
+        let mut run = SnapshotRun::new();
         run.varint_field(0x12, metadata_len(metadata) as u64);
         if let Some(state) = &metadata.conf_state {
             run.varint_field(0x0a, conf_state_len(state) as u64);
             run.flush(to);
             write_conf_state(state, to);
-            run = Run::new();
+            run = SnapshotRun::new();
         }
         run.uint(0x10, metadata.index);
         run.uint(0x18, metadata.term);
@@ -212,7 +222,7 @@ fn write_conf_state(state: &ConfState, to: &mut BytesMut) {
         (0x20, &state.learners_next),
     ] {
         for &id in ids {
-            let mut run = Run::new();
+            let mut run = SnapshotRun::new();
             run.varint_field(key, id);
             run.flush(to);
         }

@@ -24,7 +24,7 @@ pub use eraftpb::{UnknownEnum, conf_change_to_raft};
 pub use types::*;
 
 pub(crate) use decode::{entry_in, message_in};
-pub(crate) use encode::{append_form_len, nested_len};
+pub(crate) use encode::{append_form_len, encode_prefixed_entry, nested_len};
 
 impl Message {
     /// The keep-alive a stream writer sends of its own accord; it never reaches raft.
