@@ -145,6 +145,7 @@ impl StreamWriter {
         let replaced = state.connection != 0;
         let old = state.waiting.take();
         let cleared = state.lane.clear();
+        self.queue_metrics.bytes.set(0.0);
         state.connections += 1;
         state.connection = state.connections;
         let number = state.connection;
