@@ -8,22 +8,22 @@
 //! Invariant: batches are committed in order; a batch's index becomes `durable` only after its commit returned; a
 //! commit that fails is reported, never retried, since what reached the disk is unknown.
 
+mod flusher;
+mod thread;
+
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::*},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
 
+use self::flusher::{Action, Flusher, Sight};
+pub(crate) use self::thread::{FlushThread, Sizes};
 use crate::{
-    backend::{Backend, Batch, Bucket, Op},
-    compaction::CompactionInbox,
+    backend::{Batch, Op},
     error::FatalError,
-    metrics::StoreMetrics,
-    mvcc::{compact::Job, keyspace::Keyspace, revision::RowKey},
+    mvcc::compact::Job,
 };
 
 /// Key of the row that says up to which entry the backend is.
@@ -259,245 +259,5 @@ impl State {
             urgent: self.urgent,
             closing: self.closing,
         }
-    }
-}
-
-/// What the flusher sees of the backlog.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sight {
-    pub bytes: usize,
-    pub empty: bool,
-    pub urgent: bool,
-    pub closing: bool,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Wait for a change of the backlog, or for this long.
-    Wait(Option<Duration>),
-    /// Take the load and commit it.
-    Commit,
-    /// End.
-    Stop,
-}
-
-/// Decides when a batch is due.
-pub(crate) struct Flusher {
-    limits: FlushLimits,
-    /// When the present load was first seen.
-    since: Option<Instant>,
-}
-
-impl Flusher {
-    /// A flusher that has seen nothing.
-    pub fn new(limits: FlushLimits) -> Self {
-        Flusher {
-            limits,
-            since: None,
-        }
-    }
-
-    /// Looks at the backlog at `now`.
-    pub fn handle(&mut self, now: Instant, sight: Sight) -> Action {
-        if sight.empty {
-            self.since = None;
-            return if sight.closing {
-                Action::Stop
-            } else {
-                Action::Wait(None)
-            };
-        }
-        let waited = now.duration_since(*self.since.get_or_insert(now));
-        let due = waited >= self.limits.interval
-            || sight.bytes >= self.limits.batch_bytes
-            || sight.urgent
-            || sight.closing;
-        if due {
-            self.since = None;
-            Action::Commit
-        } else {
-            Action::Wait(Some(self.limits.interval - waited))
-        }
-    }
-}
-
-/// Size of the backend as of the last commit; asking the backend on every put would cost a lock.
-#[derive(Default)]
-pub(crate) struct Sizes {
-    total: AtomicU64,
-    in_use: AtomicU64,
-}
-
-impl Sizes {
-    /// Takes over what the backend says.
-    pub fn measure(&self, backend: &dyn Backend, metrics: &StoreMetrics) {
-        self.total.store(backend.size(), Relaxed);
-        self.in_use.store(backend.size_in_use(), Relaxed);
-        metrics.sized(self.total(), self.in_use());
-    }
-
-    /// Bytes the backend takes.
-    pub fn total(&self) -> u64 {
-        self.total.load(Relaxed)
-    }
-
-    /// Bytes of it that hold something.
-    pub fn in_use(&self) -> u64 {
-        self.in_use.load(Relaxed)
-    }
-}
-
-/// The loop that brings loads into the backend.
-pub(crate) struct FlushThread {
-    pub backlog: Arc<Backlog>,
-    pub backend: Arc<dyn Backend>,
-    pub keyspace: Arc<Keyspace>,
-    pub durable: Arc<AtomicU64>,
-    pub sizes: Arc<Sizes>,
-    pub compactions: Arc<CompactionInbox>,
-    pub metrics: Arc<StoreMetrics>,
-    pub on_fatal: Arc<dyn Fn(FatalError) + Send + Sync>,
-}
-
-impl FlushThread {
-    /// Runs until the backlog is closed or a commit fails.
-    pub fn run(self) {
-        let mut flusher = Flusher::new(self.backlog.limits);
-        while let Some(load) = self.backlog.next(&mut flusher) {
-            match self.commit(load) {
-                Ok(()) => self.backlog.committed(),
-                Err(error) => {
-                    self.backlog.fail(error.clone());
-                    (self.on_fatal)(error);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Commits one load and publishes the view that holds it.
-    fn commit(&self, mut load: Load) -> Result<(), FatalError> {
-        let background = load.background.take();
-        let finished = background
-            .as_ref()
-            .and_then(|background| background.finished);
-        if let Some(mut background) = background {
-            load.batch.ops.append(&mut background.batch.ops);
-        }
-        if let Some(position) = &load.position {
-            write_position(&mut load.batch, position);
-        }
-        let began = Instant::now();
-        let failed = |error: crate::backend::BackendError| FatalError::Commit(error.to_string());
-        self.backend.commit(&load.batch).map_err(failed)?;
-        self.metrics.committed(began.elapsed());
-        let view = self.backend.view().map_err(failed)?;
-        self.sizes.measure(&*self.backend, &self.metrics);
-        if let Some(position) = &load.position {
-            self.keep_hot(&load.batch);
-            self.keyspace.pairs.flushed(view, position.revision);
-            self.durable.store(position.index, Release);
-        } else {
-            self.keyspace.pairs.flushed(view, i64::MIN);
-        }
-        if let Some(at) = finished {
-            self.keyspace.finish(at);
-        }
-        load.jobs
-            .into_iter()
-            .for_each(|job| self.compactions.push(job));
-        Ok(())
-    }
-
-    /// Rows leave the pending table with the pair that is published next; most reads want just these.
-    fn keep_hot(&self, batch: &Batch) {
-        for op in &batch.ops {
-            if let Op::Put {
-                bucket: Bucket::Key,
-                key,
-                value,
-            } = op
-                && let Some(RowKey {
-                    revision,
-                    tombstone: false,
-                }) = RowKey::parse(key)
-            {
-                self.keyspace.cache.insert(revision, value.clone());
-            }
-        }
-    }
-}
-
-fn write_position(batch: &mut Batch, position: &Position) {
-    let meta = |name: &'static [u8]| bytes::Bytes::from_static(name);
-    batch.put(
-        Bucket::Meta,
-        meta(CONSISTENT_INDEX),
-        position.index.to_be_bytes().to_vec(),
-    );
-    batch.put(
-        Bucket::Meta,
-        meta(TERM),
-        position.term.to_be_bytes().to_vec(),
-    );
-    if let Some(conf_state) = &position.conf_state {
-        batch.put(Bucket::Meta, meta(CONF_STATE), conf_state.to_vec());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: FlushLimits = FlushLimits {
-        interval: Duration::from_millis(100),
-        batch_bytes: 1000,
-        backlog_bytes_max: 10_000,
-    };
-
-    #[test]
-    fn a_batch_is_due_after_the_interval_or_when_it_is_full_or_wanted() {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let idle = Sight {
-            bytes: 0,
-            empty: true,
-            urgent: false,
-            closing: false,
-        };
-        let some = Sight {
-            bytes: 10,
-            empty: false,
-            ..idle
-        };
-        let mut flusher = Flusher::new(LIMITS);
-        assert_eq!(flusher.handle(at(0), idle), Action::Wait(None));
-        let wait = |ms| Action::Wait(Some(Duration::from_millis(ms)));
-        assert_eq!(flusher.handle(at(5), some), wait(100));
-        assert_eq!(flusher.handle(at(65), some), wait(40));
-        assert_eq!(flusher.handle(at(105), some), Action::Commit);
-        // The time of the next batch begins when it is seen.
-        assert_eq!(flusher.handle(at(300), some), wait(100));
-        let full = Sight {
-            bytes: 1000,
-            ..some
-        };
-        assert_eq!(flusher.handle(at(310), full), Action::Commit);
-        let urgent = Sight {
-            urgent: true,
-            ..some
-        };
-        assert_eq!(flusher.handle(at(310), urgent), Action::Commit);
-        let closing = Sight {
-            closing: true,
-            ..some
-        };
-        assert_eq!(flusher.handle(at(310), closing), Action::Commit);
-        let closed = Sight {
-            closing: true,
-            ..idle
-        };
-        assert_eq!(flusher.handle(at(310), closed), Action::Stop);
     }
 }

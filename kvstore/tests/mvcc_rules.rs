@@ -1,0 +1,636 @@
+//! The rules of revisions, put, delete, range, transactions and compaction, one by one.
+
+mod common;
+
+use common::*;
+use kvstore::{
+    ApplyError, Event, EventKind, Response,
+    pb::{
+        etcdserverpb::{
+            Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+            compare::{CompareResult as Is, CompareTarget as Of, TargetUnion},
+            range_request::{SortOrder, SortTarget},
+            request_op::Request,
+            response_op,
+        },
+        mvccpb::KeyValue,
+    },
+};
+
+fn range_of(log: &Log, request: &RangeRequest) -> RangeResponse {
+    log.store.reader().range(request).unwrap()
+}
+
+fn get(log: &Log, key: &str) -> KeyValue {
+    range_of(log, &range_request(key, "")).kvs.swap_remove(0)
+}
+
+fn run_txn(log: &mut Log, request: TxnRequest) -> TxnResponse {
+    match log.ok(internal(txn(request))) {
+        Response::Txn(response) => response,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn revisions_begin_at_one_and_count_transactions_with_a_change() {
+    let mut log = Log::new();
+    let reader = log.store.reader();
+    assert_eq!((reader.revision(), reader.compact_revision()), (1, -1));
+    assert_eq!(log.put("a", "1"), 2);
+    assert_eq!(log.put("a", "1"), 3, "an equal value is a change");
+    assert_eq!(log.delete("zz", ""), 0);
+    assert_eq!(reader.revision(), 3, "deleting nothing is no change");
+    assert_eq!(log.delete("a", ""), 1);
+    assert_eq!(reader.revision(), 4);
+    log.ok(internal(txn(TxnRequest::default())));
+    assert_eq!(reader.revision(), 4, "an empty transaction is no change");
+}
+
+#[test]
+fn put_counts_versions_within_a_generation() {
+    let mut log = Log::new();
+    log.put("k", "1");
+    log.put("k", "2");
+    let kv = get(&log, "k");
+    assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (2, 3, 2));
+    log.delete("k", "");
+    log.put("k", "3");
+    let kv = get(&log, "k");
+    assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (5, 5, 1));
+}
+
+#[test]
+fn put_options() {
+    let mut log = Log::new();
+    log.grant(7);
+    let put = |change: &dyn Fn(&mut PutRequest)| {
+        let mut request = put_request("k", "new");
+        change(&mut request);
+        internal(Request::RequestPut(request))
+    };
+    let ignore_value = |request: &mut PutRequest| {
+        request.ignore_value = true;
+        request.value.clear();
+    };
+    let ignore_lease = |request: &mut PutRequest| request.ignore_lease = true;
+    assert_eq!(log.err(put(&ignore_value)), ApplyError::KeyNotFound);
+    assert_eq!(log.err(put(&ignore_lease)), ApplyError::KeyNotFound);
+    assert_eq!(log.err(put(&|r| r.lease = 8)), ApplyError::LeaseNotFound);
+    let both = |r: &mut PutRequest| (r.lease, r.ignore_value) = (8, true);
+    assert_eq!(
+        log.err(put(&both)),
+        ApplyError::LeaseNotFound,
+        "the lease is looked at first"
+    );
+    assert_eq!(
+        log.store.reader().revision(),
+        1,
+        "refusals consume no revision"
+    );
+
+    log.ok(put(&|r| r.lease = 7));
+    log.ok(put(&ignore_value));
+    let kv = get(&log, "k");
+    assert_eq!(
+        (&kv.value[..], kv.lease),
+        (&b"new"[..], 0),
+        "the lease is given anew each time"
+    );
+    log.ok(put(&|r| r.lease = 7));
+    let Response::Put(response) = log.ok(put(&|r| {
+        ignore_lease(r);
+        r.value = "newer".into();
+        r.prev_kv = true;
+    })) else {
+        panic!()
+    };
+    assert_eq!(response.prev_kv.unwrap().value, "new");
+    assert_eq!(response.header.unwrap().revision, 5);
+    let kv = get(&log, "k");
+    assert_eq!((&kv.value[..], kv.lease), (&b"newer"[..], 7));
+}
+
+#[test]
+fn deletes_take_interval_rules_and_return_what_was_there() {
+    let mut log = Log::new();
+    for key in ["a", "b", "b1", "c", "d"] {
+        log.put(key, key);
+    }
+    assert_eq!(log.delete("c", "a"), 0);
+    assert_eq!(log.delete("b", "c"), 2);
+    let mut request = delete("b", "\0");
+    if let Request::RequestDeleteRange(request) = &mut request {
+        request.prev_kv = true;
+    }
+    let Response::DeleteRange(response) = log.ok(internal(request)) else {
+        panic!()
+    };
+    assert_eq!(
+        (response.deleted, show_kvs(&response.prev_kvs)),
+        (2, "c=c d=d".to_owned())
+    );
+    assert_eq!(log.show(&range_request("\0", "\0")), "a=a");
+    assert_eq!(
+        log.show(&RangeRequest {
+            revision: 7,
+            ..range_request("b", "\0")
+        }),
+        "c=c d=d"
+    );
+}
+
+/// a=1 (2), b=2 (3), c=3 (4), a=4 (5), d=0 (6): modified out of key order, values too.
+fn five() -> Log {
+    let mut log = Log::new();
+    for (key, value) in [("a", "1"), ("b", "2"), ("c", "3"), ("a", "4"), ("d", "0")] {
+        log.put(key, value);
+    }
+    log
+}
+
+fn all(change: impl Fn(&mut RangeRequest)) -> RangeRequest {
+    let mut request = range_request("\0", "\0");
+    change(&mut request);
+    request
+}
+
+#[test]
+fn range_limits_filters_and_orders() {
+    let log = five();
+    let sorted = |target: SortTarget, order: SortOrder| {
+        move |r: &mut RangeRequest| {
+            (r.sort_target, r.sort_order) = (target as i32, order as i32);
+        }
+    };
+    use {SortOrder::*, SortTarget::*};
+    // (request, answer, more); count is 4 whatever the limit and the filters.
+    let cases: Vec<(RangeRequest, &str, bool)> = vec![
+        (all(|_| {}), "a=4 b=2 c=3 d=0", false),
+        (all(|r| r.limit = 2), "a=4 b=2", true),
+        (all(|r| r.limit = 4), "a=4 b=2 c=3 d=0", false),
+        (all(|r| r.limit = -1), "a=4 b=2 c=3 d=0", false),
+        (all(|r| r.keys_only = true), "a= b= c= d=", false),
+        (all(|r| r.count_only = true), "", false),
+        (all(|r| (r.count_only, r.limit) = (true, 1)), "", false),
+        (all(|r| r.min_mod_revision = 4), "a=4 c=3 d=0", false),
+        (all(|r| r.max_mod_revision = 4), "b=2 c=3", false),
+        (
+            all(|r| (r.min_mod_revision, r.max_mod_revision) = (4, 5)),
+            "a=4 c=3",
+            false,
+        ),
+        (all(|r| r.min_create_revision = 4), "c=3 d=0", false),
+        (all(|r| r.max_create_revision = 3), "a=4 b=2", false),
+        (
+            all(|r| (r.min_mod_revision, r.limit) = (4, 2)),
+            "a=4 c=3",
+            true,
+        ),
+        (
+            all(|r| (r.min_mod_revision, r.limit) = (6, 1)),
+            "d=0",
+            false,
+        ),
+        (all(sorted(Key, Ascend)), "a=4 b=2 c=3 d=0", false),
+        (all(sorted(Key, Descend)), "d=0 c=3 b=2 a=4", false),
+        (all(sorted(Mod, Ascend)), "b=2 c=3 a=4 d=0", false),
+        (all(sorted(Mod, Descend)), "d=0 a=4 c=3 b=2", false),
+        (all(sorted(Create, Descend)), "d=0 c=3 b=2 a=4", false),
+        (all(sorted(Value, Ascend)), "d=0 b=2 c=3 a=4", false),
+        (all(sorted(Version, Descend)), "a=4 b=2 c=3 d=0", false),
+        (all(sorted(Mod, None)), "b=2 c=3 a=4 d=0", false),
+        (
+            all(|r| {
+                sorted(Mod, Descend)(r);
+                r.limit = 2
+            }),
+            "d=0 a=4",
+            true,
+        ),
+        // An order of NONE sorts only what the limit let through, as in etcd: a, b and c were looked at.
+        (
+            all(|r| {
+                sorted(Value, None)(r);
+                r.limit = 2
+            }),
+            "b=2 c=3",
+            true,
+        ),
+        (
+            all(|r| {
+                sorted(Value, Descend)(r);
+                r.keys_only = true;
+                r.limit = 1
+            }),
+            "a=",
+            true,
+        ),
+        // What no proposer of today lets through keeps key order.
+        (all(|r| r.sort_target = 9), "a=4 b=2 c=3 d=0", false),
+        (
+            all(|r| (r.sort_target, r.sort_order) = (2, 9)),
+            "a=4 b=2 c=3 d=0",
+            false,
+        ),
+    ];
+    for (request, expected, more) in cases {
+        let response = range_of(&log, &request);
+        assert_eq!(show_kvs(&response.kvs), expected, "{request:?}");
+        assert_eq!((response.more, response.count), (more, 4), "{request:?}");
+        assert_eq!(response.header.unwrap().revision, 6);
+    }
+}
+
+#[test]
+fn range_reads_the_past_down_to_the_compaction() {
+    let mut log = five();
+    let at = |revision| all(|r| r.revision = revision);
+    assert_eq!(log.show(&at(4)), "a=1 b=2 c=3");
+    assert_eq!(log.show(&at(0)), log.show(&at(6)));
+    assert_eq!(log.show(&at(-3)), log.show(&at(6)));
+    assert_eq!(log.show(&at(1)), "");
+    let future = ApplyError::FutureRevision;
+    assert_eq!(log.store.reader().range(&at(7)), Err(future.clone()));
+    assert_eq!(log.compact(7), Err(future));
+    log.compact(4).unwrap();
+    assert_eq!(log.store.reader().compact_revision(), 4);
+    assert_eq!(
+        log.show(&at(4)),
+        "a=1 b=2 c=3",
+        "the compacted revision itself can be read"
+    );
+    let compacted = ApplyError::Compacted;
+    assert_eq!(log.store.reader().range(&at(3)), Err(compacted.clone()));
+    let one = RangeRequest {
+        revision: 3,
+        ..range_request("a", "")
+    };
+    assert_eq!(log.store.reader().range(&one), Err(compacted.clone()));
+    assert_eq!(log.compact(4), Err(compacted.clone()));
+    assert_eq!(log.compact(0), Err(compacted));
+    let response = range_of(&log, &at(5));
+    assert_eq!(
+        response.header.unwrap().revision,
+        6,
+        "the header has the present revision"
+    );
+}
+
+fn compare(key: &str, of: Of, is: Is, target: TargetUnion) -> Compare {
+    Compare {
+        result: is as i32,
+        target: of as i32,
+        key: key.to_owned().into(),
+        range_end: Default::default(),
+        target_union: Some(target),
+    }
+}
+
+#[test]
+fn compares() {
+    let mut log = Log::new();
+    log.grant(7);
+    log.put("k", "b"); // 2
+    log.ok(internal(Request::RequestPut(PutRequest {
+        lease: 7,
+        ..put_request("k", "b")
+    }))); // 3
+    log.put("l", "b"); // 4
+    use {Is::*, TargetUnion::*};
+    let missing = |of, is, target| compare("none", of, is, target);
+    let over = |end: &str, mut compare: Compare| {
+        compare.range_end = end.to_owned().into();
+        compare
+    };
+    let value = |text: &str| Value(text.to_owned().into());
+    let cases = [
+        (compare("k", Of::Value, Equal, value("b")), true),
+        (compare("k", Of::Value, Greater, value("a")), true),
+        (compare("k", Of::Value, Less, value("ba")), true),
+        (compare("k", Of::Value, NotEqual, value("b")), false),
+        (compare("k", Of::Version, Equal, Version(2)), true),
+        (compare("k", Of::Create, Equal, CreateRevision(2)), true),
+        (compare("k", Of::Mod, Equal, ModRevision(3)), true),
+        (compare("k", Of::Mod, Less, ModRevision(3)), false),
+        (compare("k", Of::Lease, Equal, Lease(7)), true),
+        (compare("l", Of::Lease, Equal, Lease(0)), true),
+        // A target that does not fit counts as zero, a value as empty.
+        (compare("k", Of::Version, Equal, ModRevision(2)), false),
+        (compare("k", Of::Version, Greater, ModRevision(9)), true),
+        (compare("k", Of::Value, Greater, Version(1)), true),
+        // A missing key is zeroes, and has no value at all.
+        (missing(Of::Version, Equal, Version(0)), true),
+        (missing(Of::Create, Less, CreateRevision(1)), true),
+        (missing(Of::Mod, NotEqual, ModRevision(0)), false),
+        (missing(Of::Lease, Equal, Lease(0)), true),
+        (missing(Of::Value, Equal, value("")), false),
+        (missing(Of::Value, NotEqual, value("x")), false),
+        // Over a range every key must satisfy; an empty one counts as missing.
+        (over("m", compare("k", Of::Value, Equal, value("b"))), true),
+        (
+            over("\0", compare("k", Of::Version, Equal, Version(1))),
+            false,
+        ),
+        (
+            over("\0", compare("k", Of::Mod, Greater, ModRevision(2))),
+            true,
+        ),
+        (
+            over("z", compare("x", Of::Version, Equal, Version(0))),
+            true,
+        ),
+        (
+            over("z", compare("x", Of::Value, NotEqual, value("a"))),
+            false,
+        ),
+        (
+            over("a", compare("k", Of::Version, Equal, Version(0))),
+            true,
+        ),
+    ];
+    for (compare, holds) in cases {
+        let request = TxnRequest {
+            compare: vec![compare.clone()],
+            ..Default::default()
+        };
+        let read = log.store.reader().txn_read_only(&request).unwrap();
+        assert_eq!(read.succeeded, holds, "{compare:?}");
+        let logged = run_txn(&mut log, request);
+        assert_eq!(logged.succeeded, holds, "{compare:?}");
+        assert_eq!(logged.header.unwrap().revision, 4);
+    }
+    let unknown = Compare {
+        target: 77,
+        result: 0,
+        ..Default::default()
+    };
+    assert!(
+        run_txn(
+            &mut log,
+            TxnRequest {
+                compare: vec![unknown],
+                ..Default::default()
+            }
+        )
+        .succeeded
+    );
+}
+
+fn shape(response: &TxnResponse) -> String {
+    let one = |op: &kvstore::pb::etcdserverpb::ResponseOp| match &op.response {
+        Some(response_op::Response::ResponseRange(r)) => {
+            format!("range@{}[{}]", r.header.unwrap().revision, show_kvs(&r.kvs))
+        }
+        Some(response_op::Response::ResponsePut(r)) => {
+            format!("put@{}", r.header.unwrap().revision)
+        }
+        Some(response_op::Response::ResponseDeleteRange(r)) => {
+            format!("del{}@{}", r.deleted, r.header.unwrap().revision)
+        }
+        Some(response_op::Response::ResponseTxn(r)) => format!("txn({})", shape(r)),
+        None => "none".into(),
+    };
+    let ops: Vec<String> = response.responses.iter().map(one).collect();
+    format!("{}:{}", response.succeeded, ops.join(" "))
+}
+
+#[test]
+fn a_transaction_is_decided_on_the_state_before_it_and_reads_its_own_writes() {
+    let mut log = Log::new();
+    log.put("k", "1"); // 2
+    log.put("x", "1"); // 3
+    let is = |key: &str, text: &str| {
+        compare(
+            key,
+            Of::Value,
+            Is::Equal,
+            TargetUnion::Value(text.to_owned().into()),
+        )
+    };
+    let nested = TxnRequest {
+        // Still 1 in the state before the transaction, though the branch has written 2 by then.
+        compare: vec![is("k", "1")],
+        success: vec![op(put("n", "yes")), op(range("k", ""))],
+        failure: vec![op(put("n", "no"))],
+    };
+    let old = RangeRequest {
+        revision: 3,
+        ..range_request("\0", "\0")
+    };
+    let response = run_txn(
+        &mut log,
+        TxnRequest {
+            compare: vec![is("k", "1"), is("x", "1")],
+            success: vec![
+                op(range("k", "")),
+                op(delete("none", "")),
+                op(put("k", "2")),
+                op(range("k", "")),
+                op(txn(nested.clone())),
+                RequestOp::default(),
+                op(delete("x", "")),
+                op(Request::RequestRange(old)),
+                op(range("\0", "\0")),
+            ],
+            failure: vec![op(put("k", "failed"))],
+        },
+    );
+    assert_eq!(
+        shape(&response),
+        "true:range@3[k=1] del0@3 put@4 range@4[k=2] txn(true:put@4 range@4[k=2]) none del1@4 \
+         range@4[k=1 x=1] range@4[k=2 n=yes]"
+    );
+    assert_eq!(response.header.unwrap().revision, 4);
+    assert_eq!(log.store.reader().revision(), 4);
+
+    let response = run_txn(
+        &mut log,
+        TxnRequest {
+            compare: vec![is("k", "1")],
+            success: vec![op(put("never", "1"))],
+            failure: vec![op(txn(nested)), op(put("f", "1"))],
+        },
+    );
+    assert_eq!(shape(&response), "false:txn(false:put@5) put@5");
+    assert_eq!(log.show(&range_request("\0", "\0")), "f=1 k=2 n=no");
+}
+
+#[test]
+fn changes_of_a_transaction_are_numbered_in_the_order_of_execution() {
+    let mut log = Log::new();
+    for key in ["c", "a", "b"] {
+        log.put(key, "x");
+    }
+    let applied = log.apply(internal(txn(TxnRequest {
+        success: vec![op(put("z", "1")), op(delete("a", "c")), op(put("y", "2"))],
+        ..Default::default()
+    })));
+    let show = |event: &Event| {
+        let kv = event.key_value();
+        let kind = if event.kind() == EventKind::Put {
+            "put"
+        } else {
+            "del"
+        };
+        format!(
+            "{} {kind} {} v{} @{}",
+            event.revision(),
+            String::from_utf8_lossy(&kv.key),
+            kv.version,
+            kv.mod_revision
+        )
+    };
+    let events: Vec<String> = applied.events.iter().map(show).collect();
+    let expected = [
+        "5.0 put z v1 @5",
+        "5.1 del a v0 @5",
+        "5.2 del b v0 @5",
+        "5.3 put y v1 @5",
+    ];
+    assert_eq!(events, expected);
+    let deleted = applied.events[1].to_pb();
+    assert_eq!((deleted.r#type, deleted.prev_kv), (1, None));
+}
+
+#[test]
+fn a_transaction_that_is_refused_writes_nothing() {
+    let mut log = five();
+    log.compact(3).unwrap();
+    let at = |revision| {
+        Request::RequestRange(RangeRequest {
+            revision,
+            ..range_request("a", "")
+        })
+    };
+    let lease = Request::RequestPut(PutRequest {
+        lease: 99,
+        ..put_request("a", "z")
+    });
+    let ignore = Request::RequestPut(PutRequest {
+        ignore_value: true,
+        ..put_request("none", "")
+    });
+    let cases = [
+        (at(7), ApplyError::FutureRevision),
+        (at(2), ApplyError::Compacted),
+        (at(-1), ApplyError::Compacted),
+        (lease, ApplyError::LeaseNotFound),
+        (ignore, ApplyError::KeyNotFound),
+    ];
+    for (request, error) in cases {
+        let nested = TxnRequest {
+            success: vec![op(request.clone())],
+            ..Default::default()
+        };
+        for last in [request.clone(), txn(nested)] {
+            let request = TxnRequest {
+                success: vec![op(put("a", "written")), op(last)],
+                ..Default::default()
+            };
+            let applied = log.apply(internal(txn(request)));
+            assert_eq!((applied.outcome, applied.revision), (Err(error.clone()), 6));
+            assert!(applied.events.is_empty());
+        }
+        // In the branch that is not taken it does not matter.
+        let request = TxnRequest {
+            failure: vec![op(request)],
+            ..Default::default()
+        };
+        assert!(run_txn(&mut log, request).succeeded);
+    }
+    assert_eq!(get(&log, "a").value, "4");
+}
+
+#[test]
+fn read_only_is_ranges_alone() {
+    let request = |ops: Vec<RequestOp>| TxnRequest {
+        failure: ops,
+        ..Default::default()
+    };
+    assert!(kvstore::is_read_only(&request(vec![op(range("a", ""))])));
+    assert!(kvstore::is_read_only(&request(vec![])));
+    assert!(!kvstore::is_read_only(&request(vec![op(put("a", ""))])));
+    assert!(!kvstore::is_read_only(&request(vec![RequestOp::default()])));
+    assert!(!kvstore::is_read_only(&request(vec![op(txn(
+        TxnRequest::default()
+    ))])));
+
+    let log = five();
+    let read = TxnRequest {
+        compare: vec![compare(
+            "a",
+            Of::Version,
+            Is::Equal,
+            TargetUnion::Version(2),
+        )],
+        success: vec![op(range("a", "c")), op(range("d", ""))],
+        ..Default::default()
+    };
+    let response = log.store.reader().txn_read_only(&read).unwrap();
+    assert_eq!(shape(&response), "true:range@6[a=4 b=2] range@6[d=0]");
+}
+
+#[test]
+fn sort_options_are_told_apart() {
+    let request = |order, target| RangeRequest {
+        sort_order: order,
+        sort_target: target,
+        ..Default::default()
+    };
+    assert!(kvstore::is_valid_sort(&request(2, 4)));
+    assert!(!kvstore::is_valid_sort(&request(3, 0)));
+    assert!(!kvstore::is_valid_sort(&request(0, 5)));
+    assert!(!kvstore::is_valid_sort(&request(-1, 0)));
+}
+
+#[test]
+fn a_lease_follows_its_keys_and_takes_them_with_it() {
+    let mut log = Log::new();
+    log.grant(7);
+    log.grant(8);
+    let mut put = |log: &mut Log, key: &str, lease| {
+        let request = PutRequest {
+            lease,
+            ..put_request(key, "v")
+        };
+        log.ok(internal(Request::RequestPut(request)));
+    };
+    for (key, lease) in [
+        ("b", 7),
+        ("a", 7),
+        ("moved", 7),
+        ("moved", 8),
+        ("freed", 7),
+        ("freed", 0),
+    ] {
+        put(&mut log, key, lease);
+    }
+    put(&mut log, "gone", 7);
+    log.delete("gone", "");
+    log.put("gone", "again");
+    let attached = |log: &Log, lease| log.store.reader().leases().read().keys(lease);
+    assert_eq!(attached(&log, 7), ["a", "b"]);
+    assert_eq!(attached(&log, 8), ["moved"]);
+    let before = log.store.reader().revision();
+    let revoke = |id| kvstore::pb::etcdserverpb::InternalRaftRequest {
+        lease_revoke: Some(kvstore::pb::etcdserverpb::LeaseRevokeRequest { id }),
+        ..Default::default()
+    };
+    let applied = log.apply(revoke(7));
+    assert_eq!(applied.revision, before + 1);
+    let keys: Vec<_> = applied
+        .events
+        .iter()
+        .map(|event| event.key_value().key)
+        .collect();
+    assert_eq!(keys, ["a", "b"], "in one revision, in key order");
+    assert_eq!(log.err(revoke(7)), ApplyError::LeaseNotFound);
+    log.delete("moved", "");
+    assert_eq!(
+        log.apply(revoke(8)).revision,
+        before + 2,
+        "a lease without keys takes no revision"
+    );
+    assert_eq!(log.show(&range_request("\0", "\0")), "freed=v gone=again");
+}
