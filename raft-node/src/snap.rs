@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use metrics::{Histogram, Key, KeyName, Level, Metadata, Recorder, Unit};
 use prost::Message as _;
-use transport_core::raftpb::Snapshot;
+use transport_core::raftpb::{Snapshot, decode_snapshot};
 
 use crate::{
     disk::{Access, Disk, read_full},
@@ -271,7 +271,7 @@ pub fn read(disk: &dyn Disk, path: &Path) -> Result<Snapshot, SnapError> {
     if crc32c::crc32c(&file.data) != file.crc {
         return Err(broken("crc mismatch"));
     }
-    Snapshot::decode(file.data).map_err(|_| broken("its content is not a snapshot"))
+    decode_snapshot(file.data).map_err(|_| broken("its content is not a snapshot"))
 }
 
 /// Term and index; zeros for an empty snapshot.

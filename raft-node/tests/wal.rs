@@ -3,41 +3,25 @@
 mod support;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
+    sync::{Arc, Mutex},
 };
 
-use proptest::prelude::*;
+use metrics::{
+    Counter, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    SharedString, Unit,
+};
+
 use raft_node::{
-    disk::{
-        Disk, RealDisk,
-        fault::{FaultDisk, Plan},
-    },
-    wal::{self, Prepare, Wal, WalError, WalOptions},
+    disk::{Disk, RealDisk, fault::Plan},
+    wal::{self, Prepare, Wal, WalError, WalMetrics, WalOptions},
 };
-use support::{Found, METADATA, Model, Origin, create, dir, entry, open, options, snapshot, state};
-use transport_core::raftpb::Entry;
-
-fn memory() -> (FaultDisk, Arc<dyn Disk>) {
-    let disk = FaultDisk::new(7);
-    (disk.clone(), Arc::new(disk))
-}
-
-fn names(disk: &Arc<dyn Disk>) -> Vec<String> {
-    disk.list(dir()).expect("list")
-}
-
-fn path_of(name: &str) -> PathBuf {
-    dir().join(name)
-}
-
-fn entries(term: u64, range: std::ops::RangeInclusive<u64>, len: usize) -> Vec<Entry> {
-    range
-        .map(|index| entry(term, index, vec![index as u8 | 1; len]))
-        .collect()
-}
+use support::{
+    METADATA, create, dir, entries, entry, memory, names, open, options, path_of, snapshot, state,
+};
 
 #[test]
 fn a_new_log_is_empty_and_starts_with_the_snapshot_at_zero() {
@@ -94,15 +78,17 @@ fn what_would_make_the_log_unreadable_is_refused_and_the_log_goes_on() {
     refused(wal.append(None, &[entry(1, 3, "a"), entry(1, 5, "b")]));
     refused(wal.append(None, &[entry(1, 0, "a")]));
     refused(wal.append(Some(&state(2, 1, 2)), &[]));
-    refused(wal.append(Some(&state(3, 1, 1)), &[]));
     refused(wal.save_snapshot(&wal::WalSnapshot {
         conf_state: None,
         ..snapshot(2, 1)
     }));
-    wal.append(None, &entries(1, 3..=3, 10)).expect("append");
+    // A commit index that a snapshot has raised meanwhile is no reason to refuse.
+    wal.append(Some(&state(3, 1, 1)), &entries(1, 3..=3, 10))
+        .expect("append");
     wal.close().expect("close");
     let (_, replay) = open(&disk, 4096).expect("open");
     assert_eq!(replay.entries, entries(1, 1..=3, 10));
+    assert_eq!(replay.hard_state, state(3, 1, 2));
 }
 
 #[test]
@@ -374,259 +360,68 @@ fn leftovers_of_a_crash_are_removed() {
     assert!(!disk.exists(Path::new("member/wal.tmp")).expect("exists"));
 }
 
-/// A log of two segments, closed; the offset where the last entry of the second begins, and where it ends.
-struct Sample {
-    disk: FaultDisk,
-    last: PathBuf,
-    entries: Vec<Entry>,
-    last_entry: std::ops::Range<usize>,
+/// Counts what is recorded under each name.
+#[derive(Clone, Default)]
+struct Counting(Arc<Mutex<BTreeMap<String, (u64, f64)>>>);
+
+struct Slot(String, Counting);
+
+impl Slot {
+    fn add(&self, value: f64) {
+        let mut slots = self.1.0.lock().expect("not poisoned");
+        let slot = slots.entry(self.0.clone()).or_default();
+        *slot = (slot.0 + 1, slot.1 + value);
+    }
 }
 
-fn sample() -> Sample {
-    let (disk, shared) = memory();
-    let mut wal = create(&shared, 2048).expect("create");
-    let entries = [entries(1, 1..=19, 60), entries(1, 20..=20, 500)].concat();
-    wal.append(Some(&state(1, 3, 9)), &entries[..9])
-        .expect("append");
-    wal.append(None, &entries[9..19]).expect("append");
-    wal.sync().expect("sync");
-    let name = names(&shared).pop().expect("a segment");
-    let last = path_of(&name);
-    let used = |disk: &FaultDisk| {
-        let content = disk.content(&last).expect("content");
-        let end = content.iter().rposition(|b| *b != 0).expect("records") + 1;
-        end.next_multiple_of(8)
+impl GaugeFn for Slot {
+    fn increment(&self, value: f64) {
+        self.add(value);
+    }
+    fn decrement(&self, _: f64) {}
+    fn set(&self, _: f64) {}
+}
+
+impl HistogramFn for Slot {
+    fn record(&self, value: f64) {
+        self.add(value);
+    }
+}
+
+impl Recorder for Counting {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::new(Slot(key.name().into(), self.clone())))
+    }
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Slot(key.name().into(), self.clone())))
+    }
+}
+
+#[test]
+fn writes_and_syncs_are_measured_under_etcds_names() {
+    let (_, disk) = memory();
+    create(&disk, 4096).expect("create").close().expect("close");
+    let counting = Counting::default();
+    let measured = WalOptions {
+        metrics: WalMetrics::register(&counting),
+        ..options(4096)
     };
-    let begin = used(&disk);
-    wal.append(None, &entries[19..]).expect("append");
-    let end = used(&disk);
-    wal.close().expect("close");
-    assert_eq!(names(&shared).len(), 2);
-    assert!(
-        begin / 512 != (end - 1) / 512,
-        "the last entry crosses a sector"
-    );
-    Sample {
-        disk,
-        last,
-        entries,
-        last_entry: begin..end,
+    let (mut wal, _) = Wal::open(disk, dir(), None, measured).expect("open");
+    for index in 1..=3 {
+        wal.append(None, &entries(1, index..=index, 100))
+            .expect("append");
     }
-}
-
-#[test]
-fn a_log_cut_at_any_byte_of_its_last_record_loses_that_record_and_no_other() {
-    let sample = sample();
-    let whole = sample.disk.content(&sample.last).expect("content");
-    for length in sample.last_entry.clone() {
-        let (disk, shared) = memory();
-        copy(&sample.disk, &disk);
-        disk.set_content(&sample.last, &whole[..length])
-            .expect("cut");
-        let (mut wal, replay) = open(&shared, 2048).unwrap_or_else(|e| panic!("{length}: {e}"));
-        assert_eq!(replay.entries, sample.entries[..19], "{length}");
-        let torn = length != sample.last_entry.start;
-        assert_eq!(replay.repaired.is_some(), torn, "{length}");
-        // What is written after a repair is found, and nothing else.
-        wal.append(None, &[entry(2, 20, "new")]).expect("append");
-        wal.close().expect("close");
-        let (_, replay) = open(&shared, 2048).expect("open");
-        assert_eq!(
-            replay.entries.last(),
-            Some(&entry(2, 20, "new")),
-            "{length}"
-        );
-        assert!(replay.repaired.is_none());
-    }
-}
-
-#[test]
-fn a_record_whose_end_never_arrived_is_cut_off() {
-    let sample = sample();
-    let whole = sample.disk.content(&sample.last).expect("content");
-    for from in sample.last_entry.clone().step_by(8) {
-        let mut torn = whole.clone();
-        torn[from..].fill(0);
-        let (disk, shared) = memory();
-        copy(&sample.disk, &disk);
-        disk.set_content(&sample.last, &torn).expect("tear");
-        let (_, replay) = open(&shared, 2048).unwrap_or_else(|e| panic!("{from}: {e}"));
-        assert_eq!(replay.entries, sample.entries[..19], "{from}");
-    }
-}
-
-#[test]
-fn whatever_follows_a_torn_record_is_gone_after_the_repair() {
-    let sample = sample();
-    let mut content = sample.disk.content(&sample.last).expect("content");
-    // The sector in which the last record begins was not written, the next one was.
-    let begin = sample.last_entry.start;
-    content[begin..begin.next_multiple_of(512)].fill(0);
-    sample
-        .disk
-        .set_content(&sample.last, &content)
-        .expect("tear");
-    let shared: Arc<dyn Disk> = Arc::new(sample.disk.clone());
-    let (wal, replay) = open(&shared, 2048).expect("open");
-    assert_eq!(replay.entries, sample.entries[..19]);
-    drop(wal);
-    let content = sample.disk.crash().content(&sample.last).expect("content");
-    assert!(content[begin..].iter().all(|byte| *byte == 0));
-    assert_eq!(content.len(), 2048);
-}
-
-fn copy(from: &FaultDisk, to: &FaultDisk) {
-    to.create_dir(dir()).expect("create");
-    for name in Disk::list(from, dir()).expect("list") {
-        let content = from.content(&path_of(&name)).expect("content");
-        to.set_content(&path_of(&name), &content).expect("write");
-    }
-}
-
-/// A flipped bit is refused with file and offset, or changes nothing; it never costs or alters a record.
-#[test]
-fn no_flipped_bit_is_misread() {
-    let sample = sample();
-    let shared: Arc<dyn Disk> = Arc::new(sample.disk.clone());
-    let expected = open(&shared, 2048).expect("open").1;
-    let mut refused = 0;
-    for name in names(&shared) {
-        let path = path_of(&name);
-        let content = sample.disk.content(&path).expect("content");
-        for bit in 0..content.len() * 8 {
-            let mut flipped = content.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            let (disk, shared) = memory();
-            copy(&sample.disk, &disk);
-            disk.set_content(&path, &flipped).expect("flip");
-            match open(&shared, 2048) {
-                Ok((_, replay)) => {
-                    assert_eq!(replay.entries, expected.entries, "{name} bit {bit}");
-                    assert_eq!(replay.hard_state, expected.hard_state, "{name} bit {bit}");
-                    assert_eq!(replay.snapshots, expected.snapshots, "{name} bit {bit}");
-                }
-                Err(WalError::Corrupt { file, .. }) => {
-                    refused += 1;
-                    // A segment's last crc is checked by the head of the next one.
-                    let next = file == sample.last;
-                    assert!(file == path || next, "{name} bit {bit}: {}", file.display());
-                    assert_eq!(disk.content(&path).expect("content"), flipped);
-                }
-                Err(other) => panic!("{name} bit {bit}: {other}"),
-            }
-        }
-    }
-    assert!(refused > 10_000, "{refused}");
-}
-
-#[test]
-fn a_torn_record_before_the_last_segment_is_corruption() {
-    let sample = sample();
-    let shared: Arc<dyn Disk> = Arc::new(sample.disk.clone());
-    let first = path_of(&names(&shared)[0]);
-    let content = sample.disk.content(&first).expect("content");
-    for cut in [content.len() - 1, content.len() - 8, content.len() - 200] {
-        sample
-            .disk
-            .set_content(&first, &content[..cut])
-            .expect("cut");
-        match open(&shared, 2048) {
-            Err(WalError::Corrupt { .. }) => {}
-            other => panic!("{cut}: {other:?}"),
-        }
-    }
-    sample.disk.set_content(&first, &content).expect("restore");
-    open(&shared, 2048).expect("open");
-    sample.disk.remove(&first).expect("remove");
-    assert!(matches!(
-        Wal::open(shared, dir(), None, options(2048)),
-        Err(WalError::SegmentNotFound { .. })
-    ));
-}
-
-#[derive(Clone, Debug)]
-enum Action {
-    Append {
-        back: u64,
-        count: u64,
-        len: usize,
-        commit: bool,
-    },
-    Sync,
-    Snapshot {
-        back: u64,
-    },
-    Reopen {
-        crash: bool,
-    },
-}
-
-fn actions() -> impl Strategy<Value = Vec<Action>> {
-    let action = prop_oneof![
-        6 => (0..4u64, 0..6u64, 0..700usize, any::<bool>())
-            .prop_map(|(back, count, len, commit)| Action::Append { back, count, len, commit }),
-        2 => Just(Action::Sync),
-        1 => (0..6u64).prop_map(|back| Action::Snapshot { back }),
-        2 => any::<bool>().prop_map(|crash| Action::Reopen { crash }),
-    ];
-    proptest::collection::vec(action, 1..50)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn any_sequence_of_calls_equals_the_model(actions in actions(), seed: u64, small: bool) {
-        let segment_bytes = if small { 1024 } else { 4096 };
-        let mut disk = FaultDisk::new(seed);
-        let mut shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let mut wal = create(&shared, segment_bytes).expect("create");
-        let mut model = Model::default();
-        let mut term = 1;
-        for action in actions {
-            let now = model.found();
-            match action {
-                Action::Append { back, count, len, commit } => {
-                    let floor = now.hard_state.commit.max(now.start.index);
-                    let from = (now.last_index() + 1).saturating_sub(back).max(floor + 1);
-                    term += u64::from(from <= now.last_index());
-                    let batch = if count == 0 { vec![] } else { entries(term, from..=from + count - 1, len) };
-                    let last = batch.last().map_or(now.last_index(), |e| e.index);
-                    let hard_state = commit.then(|| state(term, 1, last.max(now.hard_state.commit)));
-                    wal.append(hard_state.as_ref(), &batch).expect("append");
-                    model.append(hard_state.as_ref(), &batch);
-                }
-                Action::Sync => {
-                    wal.sync().expect("sync");
-                    model.acknowledge();
-                }
-                Action::Snapshot { back } => {
-                    let index = now.hard_state.commit.saturating_sub(back);
-                    if let Some(of) = now.entries.iter().find(|e| e.index == index) {
-                        let taken = snapshot(index, of.term);
-                        wal.save_snapshot(&taken).expect("save");
-                        model.save_snapshot(&taken, Origin::Taken);
-                        wal.sync().expect("sync");
-                        model.acknowledge();
-                        wal.release_to(index).expect("release");
-                    }
-                }
-                Action::Reopen { crash } => {
-                    if crash {
-                        drop(wal);
-                        disk = disk.crash();
-                        shared = Arc::new(disk.clone());
-                    } else {
-                        wal.close().expect("close");
-                        model.acknowledge();
-                    }
-                    let start = wal::snapshots(&*shared, dir()).expect("snapshots").pop();
-                    let replay;
-                    (wal, replay) = Wal::open(shared.clone(), dir(), start.clone(), options(segment_bytes)).expect("open");
-                    model.restart(&Found::of(start, &replay)).map_err(TestCaseError::fail)?;
-                }
-            }
-            prop_assert_eq!(wal.last_index(), model.found().last_index());
-        }
-    }
+    wal.sync().expect("sync");
+    wal.sync().expect("nothing to do");
+    let seen = counting.0.lock().expect("not poisoned");
+    let count = |name: &str| seen.get(name).copied().unwrap_or_default();
+    assert_eq!(count("etcd_disk_wal_write_duration_seconds").0, 3);
+    assert_eq!(count("etcd_disk_wal_fsync_duration_seconds").0, 1);
+    assert_eq!(count("etcd_disk_wal_write_bytes_total"), (3, 3.0 * 128.0));
 }

@@ -7,7 +7,7 @@
 //! durable, as Linux does. Depends on nothing; same seed and same calls, same disk.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io,
     path::{Component, Path},
     sync::Arc,
@@ -15,9 +15,15 @@ use std::{
 
 use parking_lot::Mutex;
 
+use self::{
+    handle::FaultFile,
+    nodes::{Dir, File, NameChange, Node, Random},
+};
 use super::{Access, Disk, DiskFile};
 
-const SECTOR: usize = 512;
+mod handle;
+mod nodes;
+
 const ROOT: u64 = 0;
 
 /// When the disk misbehaves. Operations count from 1; see [`FaultDisk::operations`].
@@ -43,36 +49,6 @@ struct State {
     plan: Plan,
     operations: u64,
     stopped: bool,
-}
-
-enum Node {
-    File(File),
-    Dir(Dir),
-}
-
-#[derive(Clone, Default)]
-struct File {
-    content: Vec<u8>,
-    durable: Vec<u8>,
-    /// Contents that a sector had after the last sync, the present one last.
-    dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
-    /// Lengths since the last sync.
-    lengths: Vec<usize>,
-    lock: Option<u64>,
-}
-
-#[derive(Clone, Default)]
-struct Dir {
-    names: BTreeMap<String, u64>,
-    durable: BTreeMap<String, u64>,
-    changes: Vec<NameChange>,
-}
-
-#[derive(Clone)]
-enum NameChange {
-    Set(String, u64),
-    Unset(String),
-    Rename(String, String),
 }
 
 impl FaultDisk {
@@ -165,143 +141,6 @@ impl FaultDisk {
 impl std::fmt::Debug for FaultDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("FaultDisk")
-    }
-}
-
-impl File {
-    fn write(&mut self, bytes: &[u8], offset: usize) {
-        let end = offset + bytes.len();
-        if end > self.content.len() {
-            self.set_length(end);
-        }
-        self.change(offset, end, |content| {
-            content[offset..end].copy_from_slice(bytes);
-        });
-    }
-
-    fn set_length(&mut self, length: usize) {
-        let (low, high) = (
-            length.min(self.content.len()),
-            length.max(self.content.len()),
-        );
-        self.change(low, high, |content| content.resize(length, 0));
-        self.lengths.push(length);
-    }
-
-    /// Changes `content`, remembering what the sectors of `[from, to)` hold afterwards.
-    fn change(&mut self, from: usize, to: usize, change: impl FnOnce(&mut Vec<u8>)) {
-        change(&mut self.content);
-        for index in from / SECTOR..to.div_ceil(SECTOR) {
-            let before = sector(&self.durable, index);
-            let now = sector(&self.content, index);
-            let versions = self.dirty.entry(index).or_insert_with(|| vec![before]);
-            if versions.last() != Some(&now) {
-                versions.push(now);
-            }
-        }
-    }
-
-    /// Makes the sectors durable that `choose` picks. All are clean afterwards.
-    fn sync(&mut self, mut choose: impl FnMut() -> bool) {
-        let dirty = std::mem::take(&mut self.dirty);
-        if !self.lengths.is_empty() && choose() {
-            self.durable.resize(self.content.len(), 0);
-        }
-        self.lengths.clear();
-        for index in dirty.into_keys() {
-            if choose() {
-                let now = sector(&self.content, index);
-                // A block that is written takes the length along.
-                let end = self.content.len().min((index + 1) * SECTOR);
-                if end > self.durable.len() {
-                    self.durable.resize(end, 0);
-                }
-                store(&mut self.durable, index, &now);
-            }
-        }
-    }
-
-    fn survivor(&self, random: &mut Random) -> File {
-        let lengths = self.lengths.len() as u64;
-        let length = match random.below(lengths + 1) {
-            0 => self.durable.len(),
-            n => self.lengths[n as usize - 1],
-        };
-        let mut content = self.durable.clone();
-        content.resize(length, 0);
-        for (index, versions) in &self.dirty {
-            let version = &versions[random.below(versions.len() as u64) as usize];
-            store(&mut content, *index, version);
-        }
-        File {
-            durable: content.clone(),
-            content,
-            ..File::default()
-        }
-    }
-}
-
-fn sector(bytes: &[u8], index: usize) -> [u8; SECTOR] {
-    let mut sector = [0; SECTOR];
-    if let Some(there) = bytes.get(index * SECTOR..) {
-        let there = &there[..there.len().min(SECTOR)];
-        sector[..there.len()].copy_from_slice(there);
-    }
-    sector
-}
-
-/// Stores what of the sector lies inside of `bytes`.
-fn store(bytes: &mut [u8], index: usize, sector: &[u8; SECTOR]) {
-    if let Some(there) = bytes.get_mut(index * SECTOR..) {
-        let len = there.len().min(SECTOR);
-        there[..len].copy_from_slice(&sector[..len]);
-    }
-}
-
-impl Dir {
-    fn change(&mut self, change: NameChange) {
-        change.apply(&mut self.names);
-        self.changes.push(change);
-    }
-
-    fn sync(&mut self) {
-        self.durable = self.names.clone();
-        self.changes.clear();
-    }
-
-    /// Makes the first `count` changes durable.
-    fn sync_some(&mut self, count: usize) {
-        for change in self.changes.drain(..count) {
-            change.apply(&mut self.durable);
-        }
-    }
-
-    fn survivor(&self, random: &mut Random) -> Dir {
-        let mut dir = self.clone();
-        dir.sync_some(random.below(dir.changes.len() as u64 + 1) as usize);
-        Dir {
-            names: dir.durable.clone(),
-            durable: dir.durable,
-            changes: Vec::new(),
-        }
-    }
-}
-
-impl NameChange {
-    fn apply(&self, names: &mut BTreeMap<String, u64>) {
-        match self {
-            NameChange::Set(name, number) => {
-                names.insert(name.clone(), *number);
-            }
-            NameChange::Unset(name) => {
-                names.remove(name);
-            }
-            NameChange::Rename(from, to) => {
-                if let Some(number) = names.remove(from) {
-                    names.insert(to.clone(), number);
-                }
-            }
-        }
     }
 }
 
@@ -528,228 +367,5 @@ impl FaultDisk {
     }
 }
 
-struct FaultFile {
-    state: Arc<Mutex<State>>,
-    number: u64,
-    handle: u64,
-}
-
-impl std::fmt::Debug for FaultFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FaultFile({})", self.number)
-    }
-}
-
-impl Drop for FaultFile {
-    fn drop(&mut self) {
-        let mut state = self.state.lock();
-        if let Ok(file) = state.file_mut(self.number)
-            && file.lock == Some(self.handle)
-        {
-            file.lock = None;
-        }
-    }
-}
-
-impl FaultFile {
-    fn change(&self, change: impl FnOnce(&mut File)) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let fate = state.begin()?;
-        change(state.file_mut(self.number)?);
-        fate.end(())
-    }
-}
-
-impl DiskFile for FaultFile {
-    fn size(&self) -> io::Result<u64> {
-        let state = self.state.lock();
-        state.running()?;
-        Ok(state.file(self.number)?.content.len() as u64)
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.state.lock();
-        state.running()?;
-        let content = &state.file(self.number)?.content;
-        let from = content.len().min(offset as usize);
-        let len = buf.len().min(content.len() - from);
-        buf[..len].copy_from_slice(&content[from..from + len]);
-        Ok(len)
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let fate = state.begin()?;
-        let written = match &fate {
-            Fate::Fine => bytes.len(),
-            // Memory is copied, and read by devices, in words at least.
-            Fate::Half(_) => state.random.below(bytes.len() as u64 + 1) as usize & !7,
-        };
-        state
-            .file_mut(self.number)?
-            .write(&bytes[..written], offset as usize);
-        fate.end(())
-    }
-
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        self.change(|file| {
-            if size as usize > file.content.len() {
-                file.set_length(size as usize);
-            }
-        })
-    }
-
-    fn truncate(&self, size: u64) -> io::Result<()> {
-        self.change(|file| file.set_length(size as usize))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let fate = state.begin()?;
-        let State { nodes, random, .. } = &mut *state;
-        if let Some(Node::File(file)) = nodes.get_mut(&self.number) {
-            match &fate {
-                Fate::Fine => file.sync(|| true),
-                Fate::Half(_) => file.sync(|| random.coin()),
-            }
-        }
-        fate.end(())
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        let mut state = self.state.lock();
-        state.running()?;
-        let file = state.file_mut(self.number)?;
-        let free = file.lock.is_none_or(|holder| holder == self.handle);
-        if free {
-            file.lock = Some(self.handle);
-        }
-        Ok(free)
-    }
-}
-
-/// SplitMix64: small, and the same on every version of everything.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn coin(&mut self) -> bool {
-        self.next() & 1 == 0
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn survivors(prepare: impl Fn(&FaultDisk)) -> Vec<FaultDisk> {
-        (0..200)
-            .map(|seed| {
-                let disk = FaultDisk::new(seed);
-                prepare(&disk);
-                disk.crash()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn what_is_synced_survives_and_the_rest_may_not() {
-        let path = Path::new("file");
-        let disks = survivors(|disk| {
-            let file = disk.create(path).expect("create");
-            file.write_at(&[1; 1024], 0).expect("write");
-            file.sync_data().expect("sync");
-            disk.sync_dir(Path::new(".")).expect("sync");
-            file.write_at(&[2; 512], 256).expect("write");
-            file.write_at(&[3; 512], 1024).expect("write");
-        });
-        let contents: Vec<_> = disks
-            .iter()
-            .map(|disk| disk.content(path).expect("synced"))
-            .collect();
-        assert!(
-            contents
-                .iter()
-                .all(|c| c[..256] == [1; 256] && c[768..1024] == [1; 256])
-        );
-        let seen = |bytes: [u8; 2]| contents.iter().any(|c| [c[256], c[512]] == bytes);
-        assert!(seen([1, 1]) && seen([1, 2]) && seen([2, 1]) && seen([2, 2]));
-        assert!(contents.iter().any(|c| c.len() == 1024));
-        assert!(contents.iter().any(|c| c.len() == 1536 && c[1024] == 3));
-        assert!(contents.iter().any(|c| c.len() == 1536 && c[1024] == 0));
-    }
-
-    #[test]
-    fn names_survive_in_order_of_change() {
-        let disks = survivors(|disk| {
-            disk.create(Path::new("a")).expect("create");
-            disk.rename(Path::new("a"), Path::new("b")).expect("rename");
-        });
-        let exists = |disk: &FaultDisk, name: &str| disk.exists(Path::new(name)).expect("exists");
-        let count = |a, b| {
-            let same = |disk: &&FaultDisk| (exists(disk, "a"), exists(disk, "b")) == (a, b);
-            disks.iter().filter(same).count()
-        };
-        assert!(count(false, false) > 0 && count(true, false) > 0 && count(false, true) > 0);
-        assert_eq!(count(true, true), 0);
-    }
-
-    #[test]
-    fn a_failed_sync_is_not_made_good_by_the_next_one() {
-        let path = Path::new("file");
-        let mut lost = 0;
-        for seed in 0..50 {
-            let disk = FaultDisk::new(seed);
-            let file = disk.create(path).expect("create");
-            file.write_at(&[0; 512], 0).expect("write");
-            file.sync_data().expect("sync");
-            disk.sync_dir(Path::new(".")).expect("sync");
-            file.write_at(&[7; 512], 0).expect("write");
-            disk.plan(Plan {
-                fail_at: Some((disk.operations() + 1, io::ErrorKind::StorageFull)),
-                ..Plan::default()
-            });
-            assert!(file.sync_data().is_err());
-            file.sync_data().expect("nothing is dirty any more");
-            assert_eq!(disk.content(path).expect("content"), [7; 512]);
-            let after = disk.crash().content(path).expect("content");
-            lost += usize::from(after == [0; 512]);
-        }
-        assert!((10..40).contains(&lost), "{lost}");
-    }
-
-    #[test]
-    fn a_stopped_disk_answers_nothing() {
-        let disk = FaultDisk::new(1);
-        disk.plan(Plan {
-            stop_at: Some(1),
-            ..Plan::default()
-        });
-        assert!(disk.create(Path::new("a")).is_err());
-        assert!(disk.is_stopped());
-        assert!(disk.exists(Path::new("a")).is_err());
-        assert!(disk.crash().exists(Path::new("a")).is_ok());
-    }
-
-    #[test]
-    fn one_handle_holds_the_lock_until_it_goes() {
-        let disk = FaultDisk::new(1);
-        let first = disk.create(Path::new("a")).expect("create");
-        let second = disk.open(Path::new("a"), Access::ReadWrite).expect("open");
-        assert!(first.try_lock().expect("lock"));
-        assert!(!second.try_lock().expect("lock"));
-        drop(first);
-        assert!(second.try_lock().expect("lock"));
-    }
-}
+mod tests;

@@ -16,6 +16,7 @@ use transport_core::{
 
 mod frame;
 mod metrics;
+mod open;
 mod prepare;
 mod replay;
 mod segment;

@@ -3,8 +3,10 @@
 //! [`NextSegment`] is the work as a value: each step creates the file or writes one MiB of zeros and syncs
 //! it, so that little dirty data ever competes with the log's own fdatasync. [`Preparer`] runs the steps
 //! on a thread, paced, or in the caller's when [`Prepare::Inline`]. Zero-filled space makes an fdatasync
-//! of new records cheap: no block is allocated, no extent converted. Invariant: at most one prepared
-//! segment exists, under the name `%016x.tmp` of its sequence. etcd: server/storage/wal/file_pipeline.go.
+//! of new records cheap: no block is allocated, no extent converted. A writer that comes before the end
+//! takes the file as it is: reserved space reads as zeros too, and is only slower. Invariant: at most one
+//! prepared segment exists, under the name `%016x.tmp` of its sequence. etcd:
+//! server/storage/wal/file_pipeline.go.
 
 use std::{
     path::{Path, PathBuf},
@@ -163,7 +165,7 @@ impl Preparer {
         }
     }
 
-    /// The prepared segment and its temporary path; waits for what is left of the work.
+    /// The prepared segment and its temporary path. On the thread, waits for one step at most.
     pub(crate) fn take(&mut self) -> Result<(PathBuf, Arc<dyn DiskFile>), WalError> {
         let path = temporary_path(&self.dir, self.seq);
         let file = match &self.thread {
@@ -246,7 +248,7 @@ impl Thread {
         self.jobs.send(job).map_err(|_| WalError::Failed)
     }
 
-    /// Ends with the work or the thread; the work is a bounded number of file operations.
+    /// Ends with the step at hand, or with the thread.
     fn wait(&self) -> Made {
         self.signal.state.lock().hurry = true;
         self.signal.changed.notify_all();
@@ -285,6 +287,11 @@ fn make_paced(next: &mut NextSegment, signal: &Signal) -> Option<Made> {
         }
         if state.stop {
             return None;
+        }
+        if state.hurry
+            && let Some(file) = &next.file
+        {
+            return Some(Ok(file.clone()));
         }
     }
 }

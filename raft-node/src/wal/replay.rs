@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use transport_core::{
     ClusterId, MemberId,
-    raftpb::{Entry, EntryType, HardState},
+    raftpb::{self, Entry, EntryType, HardState},
 };
 
 use super::{
@@ -47,8 +47,8 @@ pub fn snapshots(disk: &dyn Disk, dir: &Path) -> Result<Vec<WalSnapshot>, WalErr
     let mut commit = 0;
     scan(dir, &files, &mut |kind, data| {
         match kind {
-            RecordType::Snapshot => found.push(decode(&data)?),
-            RecordType::State => commit = decode::<HardState>(&data)?.commit,
+            RecordType::Snapshot => found.push(decode_snapshot(data)?),
+            RecordType::State => commit = decode_state(data)?.commit,
             _ => {}
         }
         Ok(())
@@ -200,8 +200,16 @@ pub(crate) fn decode_metadata(raw: &[u8]) -> Option<Metadata> {
     })
 }
 
-fn decode<M: prost::Message + Default>(data: &Bytes) -> Result<M, String> {
-    M::decode(data.clone()).map_err(|e| e.to_string())
+fn decode_state(data: Bytes) -> Result<HardState, String> {
+    raftpb::decode_hard_state(data).map_err(|e| format!("not a hard state: {e}"))
+}
+
+fn decode_snapshot(data: Bytes) -> Result<WalSnapshot, String> {
+    WalSnapshot::decode(data).map_err(|e| format!("not a snapshot record: {e}"))
+}
+
+fn decode_entry(data: Bytes) -> Result<Entry, String> {
+    raftpb::decode_entry(data).map_err(|e| format!("not an entry: {e}"))
 }
 
 /// The log after a start snapshot, as the records build it.
@@ -232,10 +240,10 @@ impl LogView {
 
     pub(crate) fn record(&mut self, kind: RecordType, data: Bytes) -> Result<(), String> {
         match kind {
-            RecordType::Entry => self.entry(decode(&data)?),
-            RecordType::State => self.state(decode(&data)?),
+            RecordType::Entry => self.entry(decode_entry(data)?),
+            RecordType::State => self.state(decode_state(data)?),
             RecordType::Snapshot => {
-                self.snapshot(decode(&data)?);
+                self.snapshot(decode_snapshot(data)?);
                 Ok(())
             }
             RecordType::Metadata | RecordType::Crc => Ok(()),
@@ -317,5 +325,90 @@ impl LogView {
             None if self.found_start => Ok(()),
             None => Err(WalError::SnapshotNotFound { index, term }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(term: u64, commit: u64) -> (RecordType, Vec<u8>) {
+        let vote = 1;
+        let state = HardState { term, vote, commit };
+        (RecordType::State, state.encode_to_vec())
+    }
+
+    fn entry(entry_type: i32, term: u64, index: u64) -> (RecordType, Vec<u8>) {
+        let entry = Entry {
+            entry_type,
+            term,
+            index,
+            data: Bytes::new(),
+        };
+        (RecordType::Entry, entry.encode_to_vec())
+    }
+
+    fn snapshot(index: u64, term: u64) -> (RecordType, Vec<u8>) {
+        let snapshot = WalSnapshot {
+            index,
+            term,
+            conf_state: None,
+        };
+        (RecordType::Snapshot, snapshot.encode_to_vec())
+    }
+
+    fn view(start: u64, records: Vec<(RecordType, Vec<u8>)>) -> Result<Vec<(u64, u64)>, String> {
+        let mut log = LogView::new(WalSnapshot {
+            index: start,
+            term: 2,
+            conf_state: None,
+        });
+        for (kind, data) in records {
+            log.record(kind, data.into())?;
+        }
+        Ok(log.entries.iter().map(|e| (e.term, e.index)).collect())
+    }
+
+    #[test]
+    fn what_raft_cannot_have_written_is_not_believed() {
+        let log = || vec![entry(0, 1, 1), entry(0, 2, 2), state(2, 2)];
+        let reason = |record| {
+            let mut records = log();
+            records.push(record);
+            view(0, records).expect_err("impossible")
+        };
+        assert_eq!(view(0, log()), Ok(vec![(1, 1), (2, 2)]));
+        assert_eq!(reason(entry(0, 2, 4)), "entry 4 does not follow entry 2");
+        assert_eq!(reason(entry(0, 0, 3)), "entry 3 is not one of raft's");
+        assert_eq!(reason(entry(3, 2, 3)), "entry 3 is not one of raft's");
+        assert_eq!(reason(entry(0, 1, 3)), "entry 3 goes back in term");
+        assert_eq!(reason(entry(0, 3, 2)), "committed entry 2 is replaced");
+        assert_eq!(
+            reason(state(1, 2)),
+            "a hard state goes back in term or commit"
+        );
+        assert_eq!(
+            reason(state(2, 1)),
+            "a hard state goes back in term or commit"
+        );
+        let not = reason((RecordType::Entry, vec![0xff]));
+        assert!(not.starts_with("not an entry"), "{not}");
+    }
+
+    #[test]
+    fn the_log_after_a_snapshot_is_what_followed_it() {
+        let before = || vec![entry(0, 1, 4), entry(0, 2, 5), entry(0, 2, 6)];
+        let with = |more: Vec<_>| view(5, [before(), more].concat()).expect("a log");
+        // Taken of this log; received in place of one that disagrees; received ahead of it.
+        assert_eq!(with(vec![snapshot(5, 2)]), [(2, 6)]);
+        let stale = vec![entry(0, 1, 5), entry(0, 1, 6), snapshot(5, 2)];
+        assert_eq!(view(5, stale), Ok(vec![]));
+        let ahead = vec![entry(0, 1, 1), snapshot(5, 2), entry(0, 3, 6)];
+        assert_eq!(view(5, ahead), Ok(vec![(3, 6)]));
+        // Written once more: still this log's.
+        assert_eq!(with(vec![snapshot(5, 2), snapshot(5, 2)]), [(2, 6)]);
+        // The log was cut before the start and grew again, shorter.
+        let regrown = vec![entry(0, 3, 4), entry(0, 3, 5)];
+        assert_eq!(with(regrown), []);
     }
 }

@@ -318,7 +318,7 @@ impl SegmentReader {
     /// space cannot look like that; a length that lost its only set bit does.
     fn whole_record_follows(&mut self) -> Result<bool, WalError> {
         let body = self.offset + LENGTH_BYTES as u64;
-        if body % SECTOR_BYTES as u64 == 0 {
+        if body.is_multiple_of(SECTOR_BYTES as u64) {
             return Ok(false);
         }
         self.length_is_damaged(0)

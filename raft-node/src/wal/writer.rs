@@ -1,4 +1,4 @@
-//! The log itself: create, open with repair, append, sync, cut, release.
+//! The log itself: append, sync, cut, release.
 //!
 //! One owner, `&mut self`: the thread that syncs is the thread that appends. Records of one call are
 //! encoded into one buffer and written with one write; a new segment is begun *before* a batch that would
@@ -16,13 +16,13 @@ use bytes::Bytes;
 use transport_core::raftpb::{Entry, HardState};
 
 use super::{
-    Metadata, Repair, Replay, WalError, WalOptions, WalSnapshot,
+    WalError, WalOptions, WalSnapshot,
     frame::{self, ENTRY_OVERHEAD_BYTES, FRAME_OVERHEAD_BYTES},
-    prepare::{NextSegment, Preparer},
-    replay::{self, LogView, Tail},
-    segment::{self, SegmentName},
+    prepare::Preparer,
+    replay,
+    segment::SegmentName,
 };
-use crate::disk::{Access, Disk, DiskFile, ZERO_STEP_BYTES, parent, read_full, zero_fill};
+use crate::disk::{Disk, DiskFile};
 
 /// An fdatasync that takes longer is worth a log line (etcd: warnSyncDuration).
 const SLOW_SYNC: Duration = Duration::from_secs(1);
@@ -56,160 +56,41 @@ pub struct Wal {
     preparer: Preparer,
 }
 
+/// A locked segment.
 #[derive(Debug)]
-struct Segment {
-    name: SegmentName,
-    path: PathBuf,
-    file: Arc<dyn DiskFile>,
+pub(super) struct Segment {
+    pub(super) name: SegmentName,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn DiskFile>,
+}
+
+impl Segment {
+    /// Locks `file`, which is at `path` now.
+    pub(super) fn lock(
+        name: SegmentName,
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+    ) -> Result<Segment, WalError> {
+        if !file.try_lock().map_err(WalError::io("lock", &path))? {
+            return Err(WalError::Locked { file: path });
+        }
+        Ok(Segment { name, path, file })
+    }
+}
+
+/// Where a log that was created or replayed goes on.
+#[derive(Debug)]
+pub(super) struct Position {
+    pub(super) metadata: Bytes,
+    pub(super) hard_state: HardState,
+    pub(super) last_index: u64,
+    pub(super) crc: u32,
+    pub(super) offset: u64,
+    pub(super) released: Vec<PathBuf>,
 }
 
 impl Wal {
-    /// Creates a log in `dir`, which must not hold one; its parent must exist. The new log is durable, and
-    /// appears whole or not at all.
-    pub fn create(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        metadata: Metadata,
-        options: WalOptions,
-    ) -> Result<Wal, WalError> {
-        if replay::exists(&*disk, dir)? {
-            return Err(WalError::Exists {
-                dir: dir.to_path_buf(),
-            });
-        }
-        let building = with_suffix(dir, ".tmp");
-        for leftover in [dir, &building] {
-            if disk
-                .exists(leftover)
-                .map_err(WalError::io("look for", leftover))?
-            {
-                disk.remove_dir(leftover)
-                    .map_err(WalError::io("remove", leftover))?;
-            }
-        }
-        disk.create_dir(&building)
-            .map_err(WalError::io("create", &building))?;
-        let name = SegmentName { seq: 0, index: 0 };
-        let path = building.join(name.to_string());
-        let file = NextSegment::new(disk.clone(), path.clone(), options.segment_bytes).finish()?;
-        lock(&*file, &path)?;
-        let raw = frame::encode_metadata(&metadata);
-        let (mut head, mut crc) = (Vec::new(), 0);
-        frame::put_crc(&mut head, 0);
-        frame::put_metadata(&mut head, &mut crc, &raw);
-        frame::put_snapshot(&mut head, &mut crc, &WalSnapshot::default());
-        file.write_at(&head, 0)
-            .map_err(WalError::io("write", &path))?;
-        file.sync_data().map_err(WalError::io("sync", &path))?;
-        disk.sync_dir(&building)
-            .map_err(WalError::io("sync", &building))?;
-        disk.rename(&building, dir)
-            .map_err(WalError::io("rename to", dir))?;
-        let above = parent(dir);
-        disk.sync_dir(&above)
-            .map_err(WalError::io("sync", &above))?;
-        let segment = Segment {
-            name,
-            path: dir.join(name.to_string()),
-            file,
-        };
-        Wal::assemble(
-            disk,
-            dir,
-            options,
-            vec![segment],
-            Position {
-                metadata: raw.into(),
-                hard_state: HardState::default(),
-                last_index: 0,
-                crc,
-                offset: head.len() as u64,
-            },
-        )
-    }
-
-    /// Opens the log and replays it from `start`, which must be recorded in it; none means its beginning.
-    ///
-    /// A torn write at the end is cut off. What is returned is durable, also what an earlier process had
-    /// written and not yet synced. On an error nothing was changed, unless the error is of a write.
-    pub fn open(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        start: Option<WalSnapshot>,
-        options: WalOptions,
-    ) -> Result<(Wal, Replay), WalError> {
-        let start = start.unwrap_or_default();
-        let names = segment::list(&*disk, dir)?;
-        let first = segment::select(&names, dir, start.index)?;
-        let mut segments = Vec::new();
-        for name in &names[first..] {
-            let path = dir.join(name.to_string());
-            let file: Arc<dyn DiskFile> = disk
-                .open(&path, Access::ReadWrite)
-                .map_err(WalError::io("open", &path))?
-                .into();
-            lock(&*file, &path)?;
-            segments.push(Segment {
-                name: *name,
-                path,
-                file,
-            });
-        }
-        let files: Vec<_> = segments.iter().map(|s| (s.name, s.file.clone())).collect();
-        let mut log = LogView::new(start);
-        let tail = replay::scan(dir, &files, &mut |kind, data| log.record(kind, data))?;
-        log.check_start()?;
-        drop(files);
-        let Some(last) = segments.last() else {
-            return Err(WalError::SegmentNotFound {
-                dir: dir.to_path_buf(),
-                index: 0,
-            });
-        };
-        let metadata =
-            replay::decode_metadata(&tail.metadata).ok_or_else(|| WalError::Corrupt {
-                file: last.path.clone(),
-                offset: 0,
-                reason: "the metadata is not a message".into(),
-            })?;
-        let repaired = tail.torn.map(|reason| Repair {
-            file: last.path.clone(),
-            offset: tail.offset,
-            reason,
-        });
-        if let Some(repair) = &repaired {
-            tracing::warn!(path = %repair.file.display(), offset = repair.offset, reason = repair.reason, "repairing a torn WAL");
-        }
-        settle(&*last.file, &last.path, &tail, options.segment_bytes)?;
-        // An earlier process may have died between a rename and its sync.
-        for renamed_in in [parent(dir), dir.to_path_buf()] {
-            disk.sync_dir(&renamed_in)
-                .map_err(WalError::io("sync", renamed_in))?;
-        }
-        remove_temporaries(&*disk, dir)?;
-        let position = Position {
-            metadata: tail.metadata,
-            hard_state: log.hard_state,
-            last_index: log.last_index(),
-            crc: tail.crc,
-            offset: tail.offset,
-        };
-        let mut wal = Wal::assemble(disk, dir, options, segments, position)?;
-        wal.released = names[..first]
-            .iter()
-            .map(|name| dir.join(name.to_string()))
-            .collect();
-        let replay = Replay {
-            metadata,
-            hard_state: log.hard_state,
-            entries: log.entries,
-            snapshots: log.snapshots,
-            repaired,
-        };
-        Ok((wal, replay))
-    }
-
-    fn assemble(
+    pub(super) fn assemble(
         disk: Arc<dyn Disk>,
         dir: &Path,
         options: WalOptions,
@@ -233,7 +114,7 @@ impl Wal {
             last_index: position.last_index,
             crc: position.crc,
             held: segments.into(),
-            released: VecDeque::new(),
+            released: position.released.into(),
             offset: position.offset,
             unsynced: false,
             failed: false,
@@ -245,22 +126,17 @@ impl Wal {
     /// Appends entries and then the hard state, in one write. Durable after [`Wal::sync`].
     ///
     /// Entries must be contiguous and begin no later than after the last one; one that begins earlier
-    /// replaces all from its index on. An empty hard state is not written.
+    /// replaces all from its index on. An empty hard state is not written; a commit index never goes back.
     pub fn append(
         &mut self,
         hard_state: Option<&HardState>,
         entries: &[Entry],
     ) -> Result<(), WalError> {
         self.check_contiguous(entries)?;
-        let state = hard_state.filter(|state| **state != HardState::default());
-        if let Some(state) = state
-            && !replay::follows(&self.hard_state, state)
-        {
-            return Err(WalError::Refused(format!(
-                "{state:?} goes back from {:?}",
-                self.hard_state
-            )));
-        }
+        let state = hard_state
+            .filter(|state| **state != HardState::default())
+            .map(|state| self.advanced(*state))
+            .transpose()?;
         let payload: usize = entries
             .iter()
             .map(|entry| entry.data.len() + ENTRY_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES)
@@ -274,7 +150,7 @@ impl Wal {
         for entry in entries {
             frame::put_entry(&mut buffer, &mut crc, entry);
         }
-        if let Some(state) = state {
+        if let Some(state) = &state {
             frame::put_state(&mut buffer, &mut crc, state);
         }
         self.write(buffer, crc)?;
@@ -282,7 +158,7 @@ impl Wal {
             self.last_index = last.index;
         }
         if let Some(state) = state {
-            self.hard_state = *state;
+            self.hard_state = state;
         }
         Ok(())
     }
@@ -399,6 +275,18 @@ impl Wal {
         )))
     }
 
+    /// `state` with the commit index that a snapshot may have raised already.
+    fn advanced(&self, mut state: HardState) -> Result<HardState, WalError> {
+        state.commit = state.commit.max(self.hard_state.commit);
+        if replay::follows(&self.hard_state, &state) {
+            return Ok(state);
+        }
+        Err(WalError::Refused(format!(
+            "{state:?} goes back from {:?}",
+            self.hard_state
+        )))
+    }
+
     fn tail(&self) -> Result<&Segment, WalError> {
         // There is always one; without it the log would be of no use anyway.
         self.held.back().ok_or(WalError::Failed)
@@ -483,7 +371,7 @@ impl Wal {
         let (full_path, full_file) = (full.path.clone(), full.file.clone());
         let path = self.dir.join(name.to_string());
         let (temporary, file) = self.preparer.take()?;
-        lock(&*file, &temporary)?;
+        let mut next = Segment::lock(name, temporary.clone(), file.clone())?;
         let mut head = Vec::new();
         let crc = self.put_head(&mut head);
         file.write_at(&head, 0)
@@ -502,84 +390,10 @@ impl Wal {
         self.preparer.trim(full_path, full_file, self.offset)?;
         self.preparer.advance()?;
         tracing::info!(path = %path.display(), "created a new WAL segment");
-        self.held.push_back(Segment { name, path, file });
+        next.path = path;
+        self.held.push_back(next);
         self.offset = head.len() as u64;
         self.crc = crc;
         Ok(())
     }
-}
-
-struct Position {
-    metadata: Bytes,
-    hard_state: HardState,
-    last_index: u64,
-    crc: u32,
-    offset: u64,
-}
-
-fn lock(file: &dyn DiskFile, path: &Path) -> Result<(), WalError> {
-    if file.try_lock().map_err(WalError::io("lock", path))? {
-        return Ok(());
-    }
-    Err(WalError::Locked {
-        file: path.to_path_buf(),
-    })
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// Makes the last segment fit for appending: zeros from the last valid record to the end of the prepared
-/// space, and all of it durable before a new record can get mixed with what was there.
-///
-/// The valid records are written once more: if an fdatasync of an earlier process failed, they may be in
-/// the page cache, clean, and yet not on the disk, and only writing them makes the next sync do its work.
-fn settle(
-    file: &dyn DiskFile,
-    path: &Path,
-    tail: &Tail,
-    segment_bytes: u64,
-) -> Result<(), WalError> {
-    let size = file.size().map_err(WalError::io("measure", path))?;
-    let mut block = vec![0; ZERO_STEP_BYTES];
-    let mut offset = 0;
-    while offset < size {
-        let used = offset < tail.offset;
-        let end = if used { tail.offset } else { size };
-        let want = (end - offset).min(ZERO_STEP_BYTES as u64) as usize;
-        let read =
-            read_full(file, &mut block[..want], offset).map_err(WalError::io("read", path))?;
-        if read == 0 {
-            break;
-        }
-        let block = &mut block[..read];
-        if used || block.iter().any(|byte| *byte != 0) {
-            if !used {
-                block.fill(0);
-            }
-            file.write_at(block, offset)
-                .map_err(WalError::io("write", path))?;
-        }
-        offset += read as u64;
-    }
-    if size < segment_bytes {
-        file.allocate(segment_bytes)
-            .map_err(WalError::io("reserve space for", path))?;
-        zero_fill(file, size, segment_bytes).map_err(WalError::io("zero", path))?;
-    }
-    file.sync_data().map_err(WalError::io("sync", path))
-}
-
-/// Removes what a crash left half made: our next segment, or Go etcd's `0.tmp` and `1.tmp`.
-fn remove_temporaries(disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
-    for name in disk.list(dir).map_err(WalError::io("list", dir))? {
-        if name.ends_with(".tmp") {
-            let path = dir.join(&name);
-            disk.remove(&path).map_err(WalError::io("remove", path))?;
-        }
-    }
-    Ok(())
 }

@@ -5,11 +5,15 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use raft_node::{
-    disk::Disk,
+    disk::{Disk, fault::FaultDisk},
     wal::{self, Metadata, Prepare, Replay, Wal, WalError, WalMetrics, WalOptions, WalSnapshot},
 };
 use transport_core::{
@@ -57,6 +61,26 @@ pub fn snapshot(index: u64, term: u64) -> WalSnapshot {
             ..ConfState::default()
         }),
     }
+}
+
+/// An empty disk, twice.
+pub fn memory() -> (FaultDisk, Arc<dyn Disk>) {
+    let disk = FaultDisk::new(7);
+    (disk.clone(), Arc::new(disk))
+}
+
+pub fn names(disk: &Arc<dyn Disk>) -> Vec<String> {
+    disk.list(dir()).expect("list")
+}
+
+pub fn path_of(name: &str) -> PathBuf {
+    dir().join(name)
+}
+
+pub fn entries(term: u64, range: std::ops::RangeInclusive<u64>, len: usize) -> Vec<Entry> {
+    range
+        .map(|index| entry(term, index, vec![index as u8 | 1; len]))
+        .collect()
 }
 
 /// Creates a log, with the directory above it.
