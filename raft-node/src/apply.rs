@@ -55,8 +55,14 @@ pub(crate) struct Applier<S: StateMachine, T> {
     /// Applied in this batch, not published.
     last: Option<u64>,
     responses: Vec<(u64, S::Response)>,
-    /// A configuration change whose configuration raft has yet to give.
-    waiting: Option<(Entry, Option<(u64, S::Response)>)>,
+    waiting: Option<Changing<S::Response>>,
+}
+
+/// A configuration change whose configuration raft has yet to give.
+struct Changing<R> {
+    entry: Entry,
+    /// For its proposer; none when only raft's part was missing.
+    response: Option<(u64, R)>,
 }
 
 /// An entry or snapshot the node cannot go on after.
@@ -88,6 +94,11 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
             responses: Vec::new(),
             waiting: None,
         }
+    }
+
+    #[cfg(test)]
+    pub fn machine(&self) -> &S {
+        &self.machine
     }
 
     /// Adds tasks; [`run`](Applier::run) works them off.
@@ -128,7 +139,7 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
 
     /// raft's answer to a configuration change.
     pub fn conf_state(&mut self, state: ConfState) {
-        if let Some((entry, response)) = self.waiting.take() {
+        if let Some(Changing { entry, response }) = self.waiting.take() {
             if entry.index > self.contained {
                 self.machine.conf_state(entry.index, entry.term, state);
             }
@@ -203,11 +214,17 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
     fn conf_change(&mut self, entry: Entry, mut change: ConfChange, contained: bool) -> ConfChange {
         if contained {
             // Only raft's part is missing.
-            self.waiting = Some((entry, None));
+            self.waiting = Some(Changing {
+                entry,
+                response: None,
+            });
             return change;
         }
         let verdict = self.machine.conf_change(&entry, &change);
-        self.waiting = Some((entry, Some((change.id, verdict.response))));
+        self.waiting = Some(Changing {
+            entry,
+            response: Some((change.id, verdict.response)),
+        });
         if !verdict.accepted {
             change.node_id = 0;
         }

@@ -5,7 +5,7 @@
 //! panics without it as soon as an entry becomes durable or committed.
 
 use raft::{Changer, RawNode, StateRole, eraftpb};
-use transport_core::raftpb::{ConfChange, ConfState, conf_change_to_raft};
+use transport_core::raftpb::{ConfChange, ConfChangeType, ConfState, conf_change_to_raft};
 
 use crate::log::Log;
 
@@ -17,8 +17,27 @@ pub(crate) struct Refused {
     reason: String,
 }
 
-/// Applies a committed change, already validated; one of node 0 changes nothing. Returns the configuration
-/// that follows, ids ascending.
+/// The configuration that follows when an accepted change meets `state`; one of node 0 changes nothing. Ids
+/// ascend.
+pub(crate) fn follow(state: &ConfState, change: &ConfChange) -> ConfState {
+    let mut next = state.clone();
+    let id = change.node_id;
+    let kind = change.kind().filter(|_| id != 0);
+    if let Some(kind) = kind.filter(|kind| *kind != ConfChangeType::UpdateNode) {
+        next.voters.retain(|voter| *voter != id);
+        next.learners.retain(|learner| *learner != id);
+        match kind {
+            ConfChangeType::AddNode => next.voters.push(id),
+            ConfChangeType::AddLearnerNode => next.learners.push(id),
+            _ => {}
+        }
+    }
+    next.voters.sort_unstable();
+    next.learners.sort_unstable();
+    next
+}
+
+/// Applies a committed change, already validated, to raft; returns its configuration, ids ascending.
 pub(crate) fn apply(raw: &mut RawNode<Log>, change: &ConfChange) -> Result<ConfState, Refused> {
     let refused = |reason: String| Refused {
         change: change.clone(),
@@ -48,9 +67,11 @@ fn keep_own_progress(raw: &mut RawNode<Log>) -> raft::Result<()> {
     if raft.state != StateRole::Leader || raft.prs().get(id).is_some() {
         return Ok(());
     }
-    let mut add = eraftpb::ConfChangeSingle::default();
-    add.node_id = id;
-    add.set_change_type(eraftpb::ConfChangeType::AddNode);
+    // Its kind is the default one: a voter.
+    let add = eraftpb::ConfChangeSingle {
+        node_id: id,
+        ..Default::default()
+    };
     let (_, progress) = Changer::new(raft.prs()).simple(&[add])?;
     let next = raft.raft_log.last_index();
     let unchanged = raft.prs().conf().clone();

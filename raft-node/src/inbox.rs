@@ -59,31 +59,30 @@ impl Inbox {
     }
 
     /// Adds a received message; waits while there is no room.
-    pub async fn message(&self, mut message: Message) -> Result<(), StepError> {
+    pub async fn message(&self, message: Message) -> Result<(), StepError> {
+        let mut message = Some(message);
         loop {
             // Registered before the attempt, so that room made in between is not missed.
             let room = self.room.notified();
-            match self.try_message(message) {
-                Ok(()) => return Ok(()),
-                Err((back, StepError::Full)) => message = back,
-                Err((_, error)) => return Err(error),
+            match self.try_message(&mut message) {
+                Err(StepError::Full) => room.await,
+                done => return done,
             }
-            room.await;
         }
     }
 
-    /// Adds a received message if there is room. An empty inbox takes a message of any size.
-    pub fn try_message(&self, message: Message) -> Result<(), (Message, StepError)> {
-        let bytes = weight(&message);
+    /// Takes a received message if there is room. An empty inbox takes a message of any size.
+    pub fn try_message(&self, message: &mut Option<Message>) -> Result<(), StepError> {
+        let bytes = message.as_ref().map_or(0, weight);
         let mut state = self.state.lock();
         if state.stopped {
-            return Err((message, StepError::Stopped));
+            return Err(StepError::Stopped);
         }
         if state.message_bytes > 0 && state.message_bytes + bytes > self.bytes_max {
-            return Err((message, StepError::Full));
+            return Err(StepError::Full);
         }
         state.message_bytes += bytes;
-        state.batch.messages.push(message);
+        state.batch.messages.extend(message.take());
         self.wake(state);
         Ok(())
     }

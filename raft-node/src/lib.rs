@@ -22,6 +22,8 @@ mod proposals;
 mod read_index;
 mod recovery;
 mod shared;
+#[cfg(test)]
+mod sim;
 pub mod snap;
 mod state_machine;
 mod storage;

@@ -109,6 +109,11 @@ impl Log {
         }
     }
 
+    /// The configuration, as raftpb has it.
+    pub fn conf_state(&self) -> transport_core::raftpb::ConfState {
+        self.conf_state.clone().into()
+    }
+
     /// The configuration that applies from now on.
     pub fn set_conf_state(&mut self, conf_state: ConfState) {
         self.conf_state = conf_state;

@@ -177,8 +177,7 @@ impl<R: Send + 'static> Node<R> {
     /// As [`step`](Node::step), but [`StepError::Full`] instead of waiting.
     pub fn try_step(&self, message: Message) -> Result<(), StepError> {
         self.check(&message)?;
-        let taken = self.inner.shared.inbox.try_message(message);
-        taken.map_err(|(_, error)| error)
+        self.inner.shared.inbox.try_message(&mut Some(message))
     }
 
     fn check(&self, message: &Message) -> Result<(), StepError> {

@@ -12,6 +12,10 @@ use crate::{
 };
 
 /// What the raft thread hands to the wal thread.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are the large one"
+)]
 pub(crate) enum WalTask {
     /// Of one Ready.
     Ready(Job),

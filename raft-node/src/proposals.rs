@@ -42,6 +42,7 @@ impl Proposal {
 }
 
 type Answer<R> = oneshot::Sender<Result<R, ProposeError>>;
+type Waiting<R> = oneshot::Receiver<Result<R, ProposeError>>;
 
 /// Enough that proposers seldom meet at one lock.
 const SHARDS: usize = 16;
@@ -67,13 +68,7 @@ impl<R> Waiters<R> {
         &self,
         id: u64,
         bytes: usize,
-    ) -> Result<
-        (
-            Registered<'_, R>,
-            oneshot::Receiver<Result<R, ProposeError>>,
-        ),
-        ProposeError,
-    > {
+    ) -> Result<(Registered<'_, R>, Waiting<R>), ProposeError> {
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) > self.bytes_max {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(ProposeError::TooManyRequests);

@@ -153,17 +153,6 @@ impl ReadIndex {
         (expired, slow)
     }
 
-    /// Everybody of this member, when there is nobody left to ask.
-    pub fn take_local(&mut self) -> Vec<u64> {
-        let asked = self.asked.drain(..).flat_map(|q| q.waiting);
-        let all = asked.chain(self.waiting.drain(..));
-        all.filter_map(|w| match w.origin {
-            Origin::Local(ticket) => Some(ticket),
-            Origin::Remote { .. } => None,
-        })
-        .collect()
-    }
-
     fn repeat(&mut self, which: impl Fn(&Question) -> bool) -> usize {
         let mut count = 0;
         for question in self.asked.iter_mut().filter(|q| which(q)) {
@@ -273,7 +262,8 @@ mod tests {
         reads.ask(at(0));
         reads.add(at(10), Origin::Local(2));
         assert_eq!(reads.tick(TIMEOUT).0, [1]);
-        assert_eq!(reads.take_local(), [2]);
+        assert_eq!(reads.tick(TIMEOUT + at(9)).0, [] as [u64; 0]);
+        assert_eq!(reads.tick(TIMEOUT + at(10)).0, [2]);
     }
 
     #[test]

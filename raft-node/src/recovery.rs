@@ -127,7 +127,7 @@ pub(crate) fn recover<S: StateMachine>(
 
     // The state machine's own pair of index and configuration. Only a state machine that stored none (one
     // written by etcd 3.4) goes through the configuration entries since the snapshot again.
-    let stored = machine.stored_conf_state().filter(|state| is_plain(state));
+    let stored = machine.stored_conf_state().filter(is_plain);
     let (applied, conf_state) = match stored {
         Some(stored) if contained > 0 => (contained, stored),
         _ => (base.0, base_state),

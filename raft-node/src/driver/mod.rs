@@ -13,7 +13,7 @@ mod ready;
 mod requests;
 mod snapshots;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use raft::{Config, RawNode, StateRole};
@@ -107,8 +107,11 @@ pub(crate) struct Driver {
     number: u64,
     /// A commit index worth writing, but not worth a write of its own.
     lazy_state: Option<HardState>,
-    /// Index of the newest received snapshot the state machine has not installed.
-    installing: Option<u64>,
+    /// Received snapshots the state machine has not installed, by index, with their configuration.
+    installing: VecDeque<(u64, ConfState)>,
+    /// The configuration at the state machine's index. raft's own runs ahead of it from the moment a
+    /// snapshot is stepped until it is installed.
+    configuration: ConfState,
     /// Came while an election was not possible.
     timeout_now: Option<raft::eraftpb::Message>,
     /// Committed entries the state machine has not applied.
@@ -131,6 +134,7 @@ impl Driver {
         let mut election = Election::new(config.seed, config.election_ticks);
         let nonce = election.nonce();
         let snapshots = Snapshots::new(&log);
+        let configuration = conf_change::follow(&log.conf_state(), &ConfChange::default());
         let mut log = log;
         log.set_snapshot(applied);
         let mut raw = RawNode::new(
@@ -152,7 +156,8 @@ impl Driver {
             snapshots,
             number: 0,
             lazy_state: None,
-            installing: None,
+            installing: VecDeque::new(),
+            configuration,
             timeout_now: None,
             unapplied_bytes: 0,
             leadership: Leadership::default(),
@@ -342,13 +347,27 @@ impl Driver {
     }
 
     fn conf_change(&mut self, change: &ConfChange) {
-        match conf_change::apply(&mut self.raw, change) {
-            Ok(state) => {
-                self.raw.mut_store().set_conf_state(state.clone().into());
-                self.effects.conf_states.push(state);
+        let next = conf_change::follow(&self.configuration, change);
+        let pending = self.raw.raft.raft_log.unstable_snapshot().is_some();
+        // While raft is at the configuration of a later snapshot, an earlier change is none of its business.
+        if self.installing.is_empty() && !pending {
+            match conf_change::apply(&mut self.raw, change) {
+                Ok(state) if state == next => {}
+                Ok(state) => {
+                    self.fatal(format!(
+                        "{change:?} made {state:?} of raft's configuration, not {next:?}"
+                    ));
+                    return;
+                }
+                Err(error) => {
+                    self.fatal(error);
+                    return;
+                }
             }
-            Err(error) => self.fatal(error),
+            self.raw.mut_store().set_conf_state(next.clone().into());
         }
+        self.configuration = next.clone();
+        self.effects.conf_states.push(next);
     }
 
     fn transfer(&mut self, to: MemberId) -> Result<(), TransferError> {
@@ -408,7 +427,7 @@ impl Driver {
     fn may_campaign(&self) -> bool {
         let log = &self.raw.raft.raft_log;
         !self.jobs.has_sync()
-            && self.installing.is_none()
+            && self.installing.is_empty()
             && log.unstable_entries().is_empty()
             && log.unstable_snapshot().is_none()
     }

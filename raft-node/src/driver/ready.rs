@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use raft::{Ready, StateRole, eraftpb};
-use transport_core::raftpb::{Entry, EntryType, Message, MessageType, Snapshot};
+use transport_core::raftpb::{ConfChange, Entry, EntryType, Message, MessageType, Snapshot};
 
 use super::{Driver, jobs::InFlight};
 use crate::{
     Leadership,
     apply::ApplyTask,
+    conf_change,
     log::entry_bytes,
     outbound,
     persist::{Job, WalTask},
@@ -76,7 +77,8 @@ impl Driver {
             let metadata = snapshot.get_metadata();
             store.restore((metadata.index, metadata.term));
             store.set_conf_state(metadata.get_conf_state().clone());
-            self.installing = Some(metadata.index);
+            let conf_state = metadata.get_conf_state().clone().into();
+            self.installing.push_back((metadata.index, conf_state));
         }
         if let Err(error) = store.append(&entries) {
             self.fatal(error);
@@ -196,8 +198,8 @@ impl Driver {
             self.raw.advance_apply_to(index);
             self.raw.mut_store().set_snapshot(index);
         }
-        if self.installing.is_some_and(|snapshot| snapshot <= index) {
-            self.installing = None;
+        while let Some((_, state)) = self.installing.pop_front_if(|(at, _)| *at <= index) {
+            self.configuration = conf_change::follow(&state, &ConfChange::default());
             self.metrics.snapshot_applying.set(0.0);
         }
     }

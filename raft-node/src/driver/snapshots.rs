@@ -89,7 +89,7 @@ impl Driver {
         let entries = applied.saturating_sub(self.snapshots.last);
         let due = entries > self.config.snapshot_count
             || (entries > 0 && self.snapshots.bytes > self.config.snapshot_bytes);
-        if due && !self.snapshots.taking && self.installing.is_none() {
+        if due && !self.snapshots.taking && self.installing.is_empty() {
             self.snapshots.taking = true;
             self.effects.apply.push(ApplyTask::TakeSnapshot);
         }
