@@ -7,7 +7,7 @@ use super::{
     table::FLAGS,
     value::Kind,
 };
-use crate::version::{self, Version};
+use crate::version;
 
 /// The short text that follows an error about the command line.
 pub fn usage() -> &'static str {
@@ -47,7 +47,7 @@ pub(super) fn help() -> String {
 
 /// The lines of `--version`: scripts take the first apart and expect the others to be there.
 pub(super) fn version() -> String {
-    let announced = Version::ANNOUNCED;
+    let announced = version::ANNOUNCED;
     let (sha, rustc) = (version::BUILD, version::COMPILER);
     let (os, arch) = (std::env::consts::OS, version::go_arch());
     format!(
@@ -64,7 +64,10 @@ mod tests {
         let text = version();
         let first = text.lines().next().unwrap();
         let number = first.strip_prefix("etcd Version: ").unwrap();
-        assert_eq!(number.parse::<Version>().unwrap(), Version::ANNOUNCED);
+        assert_eq!(
+            number.parse::<version::Version>().unwrap(),
+            version::ANNOUNCED
+        );
         assert!(
             text.contains("\nGit SHA: ")
                 && text.contains("\nGo Version: ")

@@ -17,7 +17,7 @@ use super::{
     settings::{Note, Settings},
     url::{self, Url},
 };
-use crate::version::Version;
+use crate::version::{self, Version};
 
 const DEFAULT_NAME: &str = "default";
 const DEFAULT_PEER_URL: &str = "localhost:2380";
@@ -187,7 +187,7 @@ fn cluster_state(settings: &Settings) -> Result<ClusterState, LoadError> {
 
 fn server_version(settings: &Settings) -> Result<Version, LoadError> {
     match settings.text("announced-server-version") {
-        None | Some("") => Ok(Version::ANNOUNCED),
+        None | Some("") => Ok(version::ANNOUNCED),
         Some(text) => text
             .parse()
             .map_err(|error| LoadError::Invalid(format!("--announced-server-version: {error}"))),
