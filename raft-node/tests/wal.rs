@@ -342,6 +342,22 @@ fn the_real_disk_keeps_a_log_private_locked_and_tidy() {
 }
 
 #[test]
+fn a_log_is_not_created_over_somebodys_files() {
+    let (disk, shared) = memory();
+    disk.create_dir(dir()).expect("create");
+    disk.set_content(&path_of("0.tmp"), b"half").expect("write");
+    disk.set_content(&path_of("0.wal.broken"), b"evidence")
+        .expect("write");
+    assert!(matches!(
+        create(&shared, 4096),
+        Err(WalError::Exists { .. })
+    ));
+    disk.remove(&path_of("0.wal.broken")).expect("remove");
+    create(&shared, 4096).expect("create");
+    assert_eq!(names(&shared).len(), 1);
+}
+
+#[test]
 fn leftovers_of_a_crash_are_removed() {
     let (disk, shared) = memory();
     disk.create_dir(Path::new("member")).expect("create");

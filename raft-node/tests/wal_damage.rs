@@ -5,9 +5,11 @@ mod support;
 
 use std::{path::PathBuf, sync::Arc};
 
+use proptest::prelude::*;
+
 use raft_node::{
     disk::{Disk, fault::FaultDisk},
-    wal::{Wal, WalError},
+    wal::{self, Wal, WalError},
 };
 use support::{create, dir, entries, entry, memory, names, open, options, path_of, state};
 use transport_core::raftpb::Entry;
@@ -180,4 +182,52 @@ fn a_torn_record_before_the_last_segment_is_corruption() {
         Wal::open(shared, dir(), None, options(2048)),
         Err(WalError::SegmentNotFound { .. })
     ));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is overwritten: refused, or the log up to there. Never a panic, never other entries.
+    #[test]
+    fn overwritten_ranges_never_make_other_entries(
+        which in 0..2usize, at in 0..2048usize, with in proptest::collection::vec(any::<u8>(), 1..200),
+        zeros: bool,
+    ) {
+        let sample = sample();
+        let shared: Arc<dyn Disk> = Arc::new(sample.disk.clone());
+        let path = path_of(&names(&shared)[which]);
+        let mut content = sample.disk.content(&path).expect("content");
+        let at = at % content.len();
+        let end = content.len().min(at + with.len());
+        content[at..end].copy_from_slice(&with[..end - at]);
+        if zeros {
+            content[at..end].fill(0);
+        }
+        sample.disk.set_content(&path, &content).expect("write");
+        let verified = wal::verify(&*shared, dir(), None).is_ok();
+        let recorded = wal::snapshots(&*shared, dir());
+        let opened = Wal::open(shared.clone(), dir(), None, options(2048));
+        prop_assert_eq!(verified, opened.is_ok());
+        if let Ok((_, replay)) = opened {
+            prop_assert!(recorded.is_ok());
+            prop_assert!(sample.entries.starts_with(&replay.entries));
+            prop_assert!(which == 1 || replay.entries.len() >= 9);
+        }
+    }
+
+    /// A segment of any bytes, with and without a head, is read to an end.
+    #[test]
+    fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), head: bool) {
+        let (disk, shared) = memory();
+        create(&shared, 1024).expect("create").close().expect("close");
+        let path = path_of(&names(&shared)[0]);
+        let mut content = disk.content(&path).expect("content");
+        let end = content.iter().rposition(|b| *b != 0).expect("a head") + 1;
+        content.truncate(if head { end.next_multiple_of(8) } else { 0 });
+        content.extend(bytes);
+        disk.set_content(&path, &content).expect("write");
+        if let Ok((_, replay)) = open(&shared, 1024) {
+            prop_assert!(head && replay.entries.is_empty());
+        }
+    }
 }

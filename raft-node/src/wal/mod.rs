@@ -128,8 +128,8 @@ pub enum WalError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// [`Wal::create`] where there is a log already.
-    #[error("wal: {} already holds a log", dir.display())]
+    /// [`Wal::create`] where there is a log already, or something else that is not its to remove.
+    #[error("wal: {} is not empty", dir.display())]
     Exists {
         /// The directory.
         dir: PathBuf,

@@ -21,7 +21,7 @@ use super::{
 use crate::disk::{Access, Disk, DiskFile, ZERO_STEP_BYTES, parent, read_full, zero_fill};
 
 impl Wal {
-    /// Creates a log in `dir`, which must not hold one; its parent must exist. The new log is durable, and
+    /// Creates a log in `dir`, which must not hold anything; its parent must exist. The new log is durable, and
     /// appears whole or not at all.
     pub fn create(
         disk: Arc<dyn Disk>,
@@ -29,7 +29,7 @@ impl Wal {
         metadata: Metadata,
         options: WalOptions,
     ) -> Result<Wal, WalError> {
-        if replay::exists(&*disk, dir)? {
+        if !holds_nothing(&*disk, dir)? {
             return Err(WalError::Exists {
                 dir: dir.to_path_buf(),
             });
@@ -150,6 +150,15 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Whether there is no directory, or one with nothing in it that anybody could miss.
+fn holds_nothing(disk: &dyn Disk, dir: &Path) -> Result<bool, WalError> {
+    if !disk.exists(dir).map_err(WalError::io("look for", dir))? {
+        return Ok(true);
+    }
+    let names = disk.list(dir).map_err(WalError::io("list", dir))?;
+    Ok(names.iter().all(|name| name.ends_with(".tmp")))
 }
 
 fn remove_dir_if_there(disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
