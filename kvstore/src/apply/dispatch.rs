@@ -26,6 +26,7 @@ use crate::{
     pb::membershippb::{ClusterMemberAttrSetRequest, DowngradeInfoSetRequest},
     quota::{LEASE_COST, cost_of_put, cost_of_txn},
     response::{Duty, Response},
+    version::storage_version,
 };
 
 type Outcome = Result<Response, ApplyError>;
@@ -277,10 +278,8 @@ impl Machine {
     }
 
     fn checkpoint(&mut self, request: &LeaseCheckpointRequest) -> Outcome {
-        let persist = self
-            .membership
-            .cluster_version()
-            .is_some_and(|version| version >= super::STORAGE_VERSION_SINCE);
+        // Written since 3.6, which names its storage version for it.
+        let persist = storage_version(self.membership.cluster_version()).is_some();
         let mut leases = self.leases.write();
         for checkpoint in &request.checkpoints {
             leases.checkpoint(

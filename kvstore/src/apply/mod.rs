@@ -34,6 +34,7 @@ use crate::{
     },
     quota::Quota,
     response::{Applied, Duty, Response},
+    version::{Version, storage_version},
 };
 
 /// The replicated state and what applying leaves to be done.
@@ -141,19 +142,19 @@ impl Machine {
         entry: &mut EntryContext,
         text: &str,
     ) -> Result<(), FatalError> {
-        let current: crate::version::Version =
-            text.parse().map_err(|_| FatalError::Impossible {
-                index: entry.index,
-                reason: format!("{text:?} is no cluster version"),
-            })?;
+        let current: Version = text.parse().map_err(|_| FatalError::Impossible {
+            index: entry.index,
+            reason: format!("{text:?} is no cluster version"),
+        })?;
         let previous = self.membership.cluster_version();
         self.membership
             .set_cluster_version(current, &mut self.batch);
-        if current >= STORAGE_VERSION_SINCE {
-            let storage = Bytes::copy_from_slice(current.to_string().as_bytes());
-            self.batch.put(Bucket::Meta, STORAGE_VERSION, storage);
-        } else {
-            self.batch.delete(Bucket::Meta, STORAGE_VERSION);
+        match storage_version(Some(current)) {
+            Some(version) => {
+                let row = version.to_string().into_bytes();
+                self.batch.put(Bucket::Meta, STORAGE_VERSION, row);
+            }
+            None => self.batch.delete(Bucket::Meta, STORAGE_VERSION),
         }
         self.side_changed = true;
         entry.duty = Some(Duty::ClusterVersion { previous, current });
@@ -163,8 +164,6 @@ impl Machine {
 
 /// Key of the row that tells etcd's tools which schema a database has.
 const STORAGE_VERSION: &[u8] = b"storageVersion";
-/// Cluster version from which members write that row.
-const STORAGE_VERSION_SINCE: crate::version::Version = crate::version::Version::new(3, 6, 0);
 
 /// What one entry gathers besides its answer.
 struct EntryContext {

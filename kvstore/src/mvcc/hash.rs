@@ -9,7 +9,7 @@ use std::ops::{Bound, ControlFlow};
 use parking_lot::Mutex;
 
 use super::{
-    keyspace::Keyspace,
+    keyspace::{FIRST_REVISION, Keyspace},
     revision::{Revision, RowKey},
     row::RowHead,
     view::ReadView,
@@ -67,7 +67,8 @@ pub(crate) fn hash_kv(
     if let Some(stored) = keyspace.hashes.at(revision) {
         return Ok((stored, keyspace.current()));
     }
-    let view = keyspace.view(revision);
+    // Rows up to the compaction may have to be looked up as of the compaction itself.
+    let view = keyspace.view(keyspace.compacted().max(FIRST_REVISION));
     if revision > 0 && revision < view.compacted {
         return Err(ApplyError::Compacted);
     }
@@ -108,7 +109,7 @@ fn keeps_live(keyspace: &Keyspace, revision: i64) -> Result<bool, ApplyError> {
 
 /// Hashes the rows up to `revision`. Of the rows that the compaction at `compacted` covers only those count that a
 /// compaction at `revision` would keep: others may or may not be gone. If such a compaction would keep nothing at
-/// all, etcd skips nothing.
+/// all, etcd skips nothing, and so hashes whatever the compaction has left; that is what it keeps, once it is done.
 fn hash_rows(
     keyspace: &Keyspace,
     view: &ReadView<'_>,
@@ -116,19 +117,18 @@ fn hash_rows(
     revision: i64,
     keeps_any: bool,
 ) -> Result<KeyValueHash, ApplyError> {
+    let kept_at = if keeps_any { revision } else { compacted };
     let mut hash = crc32c::crc32c(Bucket::Key.name().as_bytes());
     let mut add = |key: &[u8], value: &[u8]| -> Result<(), ApplyError> {
         let at = RowKey::parse(key).ok_or_else(|| damaged(key))?;
         if at.revision.main <= compacted {
-            if at.tombstone && at.revision.main == compacted {
+            // Tombstones are never kept, but for one at the compaction itself, which older patch levels drop.
+            if at.tombstone {
                 return Ok(());
             }
-            if keeps_any {
-                let row = RowHead::parse(value).ok_or_else(|| damaged(key))?;
-                let kept = keyspace.index.lookup(row.key, revision)?;
-                if at.tombstone || kept != Some(at.revision) {
-                    return Ok(());
-                }
+            let row = RowHead::parse(value).ok_or_else(|| damaged(key))?;
+            if keyspace.index.lookup(row.key, kept_at)? != Some(at.revision) {
+                return Ok(());
             }
         }
         hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);

@@ -99,20 +99,6 @@ impl Log {
             Err(error) => error.to_string(),
         }
     }
-
-    /// Applies again, to a store opened on `backend`, what its crash lost.
-    pub fn replay(self, config: StoreConfig, backend: Arc<dyn Backend>) -> Log {
-        drop(self.store);
-        let mut store = Store::open_on(config, backend).unwrap();
-        for (at, data) in self.entries.iter().enumerate() {
-            store.apply(at as u64 + 1, 1, data).unwrap();
-        }
-        store.publish().unwrap();
-        Log {
-            store,
-            entries: self.entries,
-        }
-    }
 }
 
 pub fn config() -> StoreConfig {
