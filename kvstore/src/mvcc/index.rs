@@ -187,6 +187,7 @@ impl Index {
     }
 
     /// Keys that have a history.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.tree.read().keys.len()
     }

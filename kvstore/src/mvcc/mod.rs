@@ -23,9 +23,6 @@ pub(crate) mod txn;
 pub(crate) mod view;
 pub(crate) mod write;
 
-#[cfg(test)]
-mod model_tests;
-
 pub use event::{Event, EventKind};
 pub use hash::KeyValueHash;
 pub use interval::KeyInterval;
