@@ -273,6 +273,7 @@ impl<R: Raft> Transport<R> {
         let shared = self.shared();
         let processing = shared.owner.raft.process(message);
         tokio::select! {
+            biased;
             () = shared.env.cancel.cancelled() => Err(ProcessError::Stopped),
             outcome = bounded(processing, within) => outcome,
         }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod memory;
 pub mod raw;
 pub mod recorder;
 
@@ -28,7 +29,7 @@ use transport_core::{
 };
 use transport_http::{
     NoSnapshots, PeerBody, ProcessError, Raft, SnapshotSink, SnapshotStatus, Transport,
-    TransportConfig, serve_peers,
+    TransportConfig, net::Acceptor, serve_peers,
 };
 
 use self::recorder::TestRecorder;
@@ -112,6 +113,17 @@ impl Member {
     ) -> Member {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        Member::start_on(id, address, listener, configure, sink)
+    }
+
+    /// On any network.
+    pub fn start_on(
+        id: u64,
+        address: SocketAddr,
+        acceptor: impl Acceptor,
+        configure: impl FnOnce(&mut TransportConfig),
+        sink: Arc<dyn SnapshotSink>,
+    ) -> Member {
         let recorder = TestRecorder::default();
         let (messages, received) = mpsc::unbounded_channel();
         let (reports, reported) = mpsc::unbounded_channel();
@@ -128,7 +140,7 @@ impl Member {
         let transport = Transport::start(config, Arc::clone(&raft), sink).unwrap();
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve_peers(
-            listener,
+            acceptor,
             transport.clone(),
             fallback,
             shutdown.clone(),

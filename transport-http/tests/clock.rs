@@ -1,0 +1,121 @@
+//! What happens with time, on a network in memory under a paused clock: idle streams, probes, black holes.
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::{Member, memory::MemoryNet, message};
+use tokio::time::{Instant, sleep};
+use transport_core::{MemberId, raftpb::MessageType};
+use transport_http::NoSnapshots;
+
+fn member(net: &MemoryNet, id: u64) -> Member {
+    let (address, acceptor) = net.listen(id as u16);
+    let connector = Arc::new(net.clone());
+    Member::start_on(
+        id,
+        address,
+        acceptor,
+        |config| config.connector = connector,
+        Arc::new(NoSnapshots),
+    )
+}
+
+async fn pair(net: &MemoryNet) -> (Member, Member) {
+    let (a, b) = (member(net, 1), member(net, 2));
+    a.add(&b);
+    b.add(&a);
+    a.streams_up(1).await;
+    b.streams_up(1).await;
+    (a, b)
+}
+
+const ROUND_TRIPS: &str = "etcd_network_peer_round_trip_time_seconds{To=2}";
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_hour_opens_no_new_connection() {
+    let net = MemoryNet::default();
+    let (a, b) = pair(&net).await;
+    sleep(Duration::from_secs(10)).await;
+    // Two streams and two probers in each direction; probes reuse their connections.
+    assert_eq!(net.dials(), 8);
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(net.dials(), 8);
+    assert!(a.transport.active_since(b.id).is_some() && b.transport.active_since(a.id).is_some());
+    let disconnected = "etcd_network_disconnected_peers_total{Local=1,Remote=2}";
+    assert_eq!(a.recorder.value(disconnected), 0.0);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_probers_report_after_5_s_and_then_every_30_s() {
+    let net = MemoryNet::default();
+    let (a, b) = pair(&net).await;
+    sleep(Duration::from_millis(4900)).await;
+    assert_eq!(a.recorder.value(ROUND_TRIPS), 0.0);
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(a.recorder.value(ROUND_TRIPS), 2.0);
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(a.recorder.value(ROUND_TRIPS), 2.0);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(a.recorder.value(ROUND_TRIPS), 4.0);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreachable_peer_has_no_round_trip() {
+    let net = MemoryNet::default();
+    let a = member(&net, 1);
+    a.transport
+        .add_peer(MemberId(2), &["http://127.0.0.1:2".to_owned()])
+        .unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(a.recorder.value(ROUND_TRIPS), 0.0);
+    a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_holed_link_is_left_within_the_read_timeout() {
+    let net = MemoryNet::default();
+    let (mut a, b) = pair(&net).await;
+    sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    net.swallow();
+    // Nothing fails: what is written vanishes. Only the readers can notice, each on its side.
+    loop {
+        b.transport
+            .send(vec![message(MessageType::TimeoutNow, 2, 1)]);
+        if tokio::time::timeout(Duration::from_millis(50), a.messages.recv())
+            .await
+            .is_ok()
+        {
+            break;
+        }
+    }
+    let took = begun.elapsed();
+    // The last heartbeat came up to a third of the timeout earlier.
+    assert!(
+        took > Duration::from_secs(3) && took < Duration::from_secs(6),
+        "{took:?}"
+    );
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_raft_does_not_hold_up_stopping() {
+    let net = MemoryNet::default();
+    let (a, b) = pair(&net).await;
+    let raft = Arc::clone(&a.raft);
+    let _closed = raft.gate.acquire_many(1000).await.unwrap();
+    b.transport
+        .send(vec![message(MessageType::TimeoutNow, 2, 1)]);
+    sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    a.transport.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    a.stop().await;
+    b.stop().await;
+}
