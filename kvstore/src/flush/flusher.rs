@@ -9,6 +9,8 @@ use super::FlushLimits;
 pub(crate) struct Sight {
     pub bytes: usize,
     pub empty: bool,
+    /// Deletes of a compaction wait, and the next step of it waits for them.
+    pub background: bool,
     pub urgent: bool,
     pub closing: bool,
 }
@@ -23,6 +25,9 @@ pub(crate) enum Action {
     /// End.
     Stop,
 }
+
+/// How soon deletes of a compaction are written: it pauses as long between two batches in etcd.
+const BACKGROUND_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Decides when a batch is due.
 pub(crate) struct Flusher {
@@ -51,7 +56,12 @@ impl Flusher {
             };
         }
         let waited = now.duration_since(*self.since.get_or_insert(now));
-        let due = waited >= self.limits.interval
+        let interval = if sight.background {
+            self.limits.interval.min(BACKGROUND_INTERVAL)
+        } else {
+            self.limits.interval
+        };
+        let due = waited >= interval
             || sight.bytes >= self.limits.batch_bytes
             || sight.urgent
             || sight.closing;
@@ -59,7 +69,7 @@ impl Flusher {
             self.since = None;
             Action::Commit
         } else {
-            Action::Wait(Some(self.limits.interval - waited))
+            Action::Wait(Some(interval - waited))
         }
     }
 }
@@ -81,6 +91,7 @@ mod tests {
         let idle = Sight {
             bytes: 0,
             empty: true,
+            background: false,
             urgent: false,
             closing: false,
         };
@@ -97,6 +108,11 @@ mod tests {
         assert_eq!(flusher.handle(at(105), some), Action::Commit);
         // The time of the next batch begins when it is seen.
         assert_eq!(flusher.handle(at(300), some), wait(100));
+        let compacting = Sight {
+            background: true,
+            ..some
+        };
+        assert_eq!(flusher.handle(at(305), compacting), wait(5));
         let full = Sight {
             bytes: 1000,
             ..some

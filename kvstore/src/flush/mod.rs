@@ -256,6 +256,7 @@ impl State {
         Sight {
             bytes: self.load.bytes,
             empty: self.load.is_empty(),
+            background: self.load.background.is_some(),
             urgent: self.urgent,
             closing: self.closing,
         }

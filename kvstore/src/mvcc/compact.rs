@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Rows deleted by one commit.
-const DELETES_PER_BATCH: usize = 5000;
+const DELETES_PER_BATCH: usize = 10_000;
 /// Holds of the index lock between two looks at whether the thread shall stop.
 const HOLDS_PER_STEP: usize = 64;
 /// How long to wait for a reader below the revision to end before looking again.

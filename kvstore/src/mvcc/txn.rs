@@ -30,7 +30,7 @@ fn header(revision: i64) -> Option<ResponseHeader> {
 /// Executes a put, checking it first.
 pub(crate) fn put(txn: &mut WriteTxn<'_>, request: &PutRequest) -> Result<PutResponse, ApplyError> {
     check_lease(&txn.leases().read(), request)?;
-    let previous = previous(&txn.view(), request)?;
+    let previous = previous(txn, request)?;
     if ignores(request) && previous.is_none() {
         return Err(ApplyError::KeyNotFound);
     }
@@ -82,9 +82,10 @@ fn ignores(request: &PutRequest) -> bool {
     request.ignore_value || request.ignore_lease
 }
 
-fn previous(view: &ReadView<'_>, request: &PutRequest) -> Result<Option<KeyValue>, ApplyError> {
+/// The record before a put, if the request asks for anything of it.
+fn previous(txn: &WriteTxn<'_>, request: &PutRequest) -> Result<Option<KeyValue>, ApplyError> {
     if ignores(request) || request.prev_kv {
-        view.get(&request.key, view.current)
+        txn.view().get(&request.key, txn.revision())
     } else {
         Ok(None)
     }
@@ -146,7 +147,7 @@ impl Path {
                 Some(Request::RequestRange(range)) => check_range(view, range)?,
                 Some(Request::RequestPut(put)) => {
                     check_lease(leases, put)?;
-                    if ignores(put) && previous(view, put)?.is_none() {
+                    if ignores(put) && view.get(&put.key, view.current)?.is_none() {
                         return Err(ApplyError::KeyNotFound);
                     }
                 }
@@ -205,7 +206,7 @@ fn execute_level(
                 Some(Response::ResponseRange(range(&txn.view(), request)?))
             }
             Some(Request::RequestPut(request)) => {
-                let previous = previous(&txn.view(), request)?;
+                let previous = previous(txn, request)?;
                 if ignores(request) && previous.is_none() {
                     // Deleted by this transaction itself: proposers refuse such a request, and etcd dies of it.
                     return Err(ApplyError::KeyNotFound);
