@@ -1,6 +1,6 @@
 //! The versions this member speaks of: the one it announces, the lowest cluster it joins, and its own build.
 //!
-//! Depends on transport-core for what a version is. Invariant: what is announced is a plain `x.y.z`, because etcd's
+//! Depends on transport-core and kvstore for what a version is. Invariant: what is announced is a plain `x.y.z`, because etcd's
 //! members parse it strictly and refuse, or crash on, anything else.
 
 pub use transport_core::handshake::{Version, VersionError};
@@ -19,6 +19,11 @@ pub const fn of_cluster(version: Version) -> Version {
 /// Major and minor alone, as metrics and some log lines show a cluster version.
 pub fn short(version: Version) -> String {
     format!("{}.{}", version.major, version.minor)
+}
+
+/// The same version as kvstore's rules take it.
+pub const fn to_store(version: Version) -> kvstore::version::Version {
+    kvstore::version::Version::new(version.major, version.minor, version.patch)
 }
 
 /// What stands behind `Git SHA:`: nothing is known about a checkout at build time.
