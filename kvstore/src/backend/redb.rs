@@ -17,8 +17,8 @@ use std::{
 
 use parking_lot::Mutex;
 use redb::{
-    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend,
-    Table, TableDefinition, WriteTransaction,
+    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, Table,
+    TableDefinition, WriteTransaction,
 };
 
 use super::{Backend, BackendError, Batch, Bucket, Op, Usage, View, Visit, is_empty_range};
@@ -45,7 +45,7 @@ impl RedbBackend {
     /// A new file is made under a temporary name, so that a crash in between leaves nothing that looks like one.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, BackendError> {
         if !path.try_exists()? {
-            let unfinished = temporary(path);
+            let unfinished = beside(path, ".tmp");
             remove_if_there(&unfinished)?;
             // Dropping the database closes the file.
             drop(Self::open_in_place(&unfinished, cache_bytes)?);
@@ -232,13 +232,14 @@ fn failed(error: impl Into<redb::Error>) -> BackendError {
     }
 }
 
-fn temporary(path: &Path) -> PathBuf {
+/// The path with something behind its name.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
+    name.push(suffix);
     name.into()
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -246,7 +247,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the name durable: a file's own sync does not cover the directory it is listed in.
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
         _ => File::open(".")?.sync_all(),
@@ -284,9 +285,9 @@ mod tests {
     fn an_unfinished_file_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        fs::write(temporary(&path), b"half a file").unwrap();
+        fs::write(beside(&path, ".tmp"), b"half a file").unwrap();
         let backend = RedbBackend::open(&path, 1 << 20).unwrap();
         assert_eq!(backend.size_in_use(), Usage::EMPTY);
-        assert!(!temporary(&path).exists());
+        assert!(!beside(&path, ".tmp").exists());
     }
 }

@@ -1,0 +1,687 @@
+//! The auth rules as a client of the log meets them: requests go in, answers and rows come out.
+
+use prost::Message;
+
+use super::*;
+use crate::{
+    backend::{Backend, memory::MemoryBackend},
+    error::ApplyError::{self, *},
+    pb::{
+        authpb::{Permission, UserAddOptions, permission::Type},
+        etcdserverpb::*,
+    },
+    response::Response,
+};
+
+type Outcome = Result<Response, ApplyError>;
+
+/// A store and the backend its rows go to.
+#[derive(Default)]
+struct Bench {
+    auth: AuthStore,
+    backend: MemoryBackend,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let mut bench = Bench::default();
+        let mut batch = Batch::default();
+        bench.auth.ensure_initialised(&mut batch);
+        bench.backend.commit(&batch).unwrap();
+        bench
+    }
+
+    /// Two users: root, who may do everything, and u with role r, which may write [a, c) and read b.
+    fn enabled() -> Bench {
+        let mut bench = Bench::new();
+        for name in ["root", "u"] {
+            bench.ok(user_add(name));
+        }
+        bench.ok(grant_role("root", "root"));
+        bench.ok(role_add("r"));
+        bench.ok(grant("r", "a", "c", Type::Write));
+        bench.ok(grant("r", "b", "", Type::Read));
+        bench.ok(grant_role("u", "r"));
+        bench.ok(enable());
+        bench
+    }
+
+    fn apply(&mut self, request: InternalRaftRequest) -> Outcome {
+        let mut batch = Batch::default();
+        let outcome = self
+            .auth
+            .apply(&request, 42, &mut batch)
+            .expect("an auth request");
+        if outcome.is_err() {
+            assert!(
+                batch.is_empty(),
+                "a refused request wrote rows: {request:?}"
+            );
+        }
+        self.backend.commit(&batch).unwrap();
+        outcome
+    }
+
+    fn ok(&mut self, request: InternalRaftRequest) -> Response {
+        self.apply(request).unwrap()
+    }
+
+    /// What is read back from the backend.
+    fn reloaded(&self) -> AuthStore {
+        AuthStore::load(&*self.backend.view().unwrap()).unwrap()
+    }
+
+    fn check(
+        &self,
+        username: &str,
+        revision: u64,
+        request: InternalRaftRequest,
+    ) -> Result<(), ApplyError> {
+        let header = RequestHeader {
+            id: 1,
+            username: username.into(),
+            auth_revision: revision,
+        };
+        let lease_keys = |lease| match lease {
+            7 => vec![Bytes::from_static(b"b")],
+            8 => vec![Bytes::from_static(b"b"), Bytes::from_static(b"x")],
+            _ => Vec::new(),
+        };
+        self.auth.check(Some(&header), &request, &lease_keys)
+    }
+}
+
+fn request(fill: impl FnOnce(&mut InternalRaftRequest)) -> InternalRaftRequest {
+    let mut request = InternalRaftRequest {
+        id: 77,
+        ..Default::default()
+    };
+    fill(&mut request);
+    request
+}
+
+fn user_add(name: &str) -> InternalRaftRequest {
+    request(|r| {
+        r.auth_user_add = Some(AuthUserAddRequest {
+            name: name.into(),
+            hashed_password: "JDJhJA==".into(),
+            ..Default::default()
+        })
+    })
+}
+
+fn user_delete(name: &str) -> InternalRaftRequest {
+    request(|r| r.auth_user_delete = Some(AuthUserDeleteRequest { name: name.into() }))
+}
+
+fn role_add(name: &str) -> InternalRaftRequest {
+    request(|r| r.auth_role_add = Some(AuthRoleAddRequest { name: name.into() }))
+}
+
+fn role_delete(role: &str) -> InternalRaftRequest {
+    request(|r| r.auth_role_delete = Some(AuthRoleDeleteRequest { role: role.into() }))
+}
+
+fn grant_role(user: &str, role: &str) -> InternalRaftRequest {
+    let (user, role) = (user.into(), role.into());
+    request(|r| r.auth_user_grant_role = Some(AuthUserGrantRoleRequest { user, role }))
+}
+
+fn revoke_role(name: &str, role: &str) -> InternalRaftRequest {
+    let (name, role) = (name.into(), role.into());
+    request(|r| r.auth_user_revoke_role = Some(AuthUserRevokeRoleRequest { name, role }))
+}
+
+fn grant(role: &str, key: &'static str, end: &'static str, kind: Type) -> InternalRaftRequest {
+    let perm = Permission {
+        perm_type: kind as i32,
+        key: key.into(),
+        range_end: end.into(),
+    };
+    request(|r| {
+        r.auth_role_grant_permission = Some(AuthRoleGrantPermissionRequest {
+            name: role.into(),
+            perm: Some(perm),
+        })
+    })
+}
+
+fn revoke(role: &str, key: &'static str, end: &'static str) -> InternalRaftRequest {
+    request(|r| {
+        r.auth_role_revoke_permission = Some(AuthRoleRevokePermissionRequest {
+            role: role.into(),
+            key: key.into(),
+            range_end: end.into(),
+        })
+    })
+}
+
+fn enable() -> InternalRaftRequest {
+    request(|r| r.auth_enable = Some(AuthEnableRequest {}))
+}
+
+fn disable() -> InternalRaftRequest {
+    request(|r| r.auth_disable = Some(AuthDisableRequest {}))
+}
+
+fn change_password(name: &str, hashed: &str) -> InternalRaftRequest {
+    request(|r| {
+        r.auth_user_change_password = Some(AuthUserChangePasswordRequest {
+            name: name.into(),
+            hashed_password: hashed.into(),
+            ..Default::default()
+        })
+    })
+}
+
+fn authenticate(name: &str) -> InternalRaftRequest {
+    request(|r| {
+        r.authenticate = Some(InternalAuthenticateRequest {
+            name: name.into(),
+            simple_token: "abcdefghijklmnop".into(),
+            ..Default::default()
+        })
+    })
+}
+
+#[test]
+fn revisions_as_observed_in_etcd() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.auth.revision(), 1);
+    for change in [
+        user_add("root"),
+        user_add("u"),
+        role_add("r"),
+        grant("r", "a", "", Type::Read),
+        grant_role("u", "r"),
+        grant_role("root", "root"),
+    ] {
+        bench.ok(change);
+    }
+    assert_eq!(bench.auth.revision(), 7);
+    bench.ok(enable());
+    bench.ok(enable());
+    assert_eq!((bench.auth.revision(), bench.auth.enabled()), (7, true));
+    bench.ok(disable());
+    bench.ok(disable());
+    assert_eq!((bench.auth.revision(), bench.auth.enabled()), (8, false));
+    let loaded = bench.reloaded();
+    assert_eq!((loaded.revision(), loaded.enabled()), (8, false));
+}
+
+#[test]
+fn refusals() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.apply(enable()), Err(RootUserNotExist));
+    bench.ok(user_add("root"));
+    assert_eq!(bench.apply(enable()), Err(RootRoleNotExist));
+    bench.ok(grant_role("root", "root"));
+    bench.ok(role_add("root"));
+    bench.ok(role_add("r"));
+    let cases = [
+        (user_add(""), UserEmpty),
+        (user_add("root"), UserExists),
+        (user_delete("x"), UserNotFound),
+        (change_password("x", ""), UserNotFound),
+        (change_password("root", "%%"), AuthFailed),
+        (grant_role("x", "r"), UserNotFound),
+        (grant_role("root", "x"), RoleNotFound),
+        (revoke_role("x", "r"), UserNotFound),
+        (revoke_role("root", "r"), RoleNotGranted),
+        (role_add(""), RoleEmpty),
+        (role_add("r"), RoleExists),
+        (role_delete("x"), RoleNotFound),
+        (grant("x", "a", "", Type::Read), RoleNotFound),
+        (grant("r", "", "", Type::Read), InvalidAuthManagement),
+        (grant("r", "b", "a", Type::Read), InvalidAuthManagement),
+        (revoke("x", "a", ""), RoleNotFound),
+        (revoke("r", "a", ""), PermissionNotGranted),
+        (authenticate("root"), AuthNotEnabled),
+        (
+            request(|r| r.auth_user_get = Some(AuthUserGetRequest { name: "x".into() })),
+            UserNotFound,
+        ),
+        (
+            request(|r| r.auth_role_get = Some(AuthRoleGetRequest { role: "x".into() })),
+            RoleNotFound,
+        ),
+        (
+            request(|r| {
+                let name = "r".into();
+                let perm = None;
+                r.auth_role_grant_permission = Some(AuthRoleGrantPermissionRequest { name, perm })
+            }),
+            PermissionNotGiven,
+        ),
+    ];
+    let revision = bench.auth.revision();
+    for (request, error) in cases {
+        assert_eq!(bench.apply(request.clone()), Err(error), "{request:?}");
+    }
+    bench.ok(enable());
+    for request in [
+        user_delete("root"),
+        role_delete("root"),
+        revoke_role("root", "root"),
+    ] {
+        assert_eq!(bench.apply(request), Err(InvalidAuthManagement));
+    }
+    assert_eq!(bench.apply(authenticate("x")), Err(AuthFailed));
+    assert_eq!(bench.auth.revision(), revision);
+    bench.ok(disable());
+    for request in [
+        revoke_role("root", "root"),
+        role_delete("root"),
+        user_delete("root"),
+    ] {
+        bench.ok(request);
+    }
+}
+
+#[test]
+fn rows_are_etcds() {
+    let mut bench = Bench::new();
+    bench.ok(user_add("u"));
+    bench.ok(role_add("r"));
+    bench.ok(grant("r", "k", "", Type::Readwrite));
+    bench.ok(grant_role("u", "r"));
+    let view = bench.backend.view().unwrap();
+    let row = |bucket, key: &str| view.get(bucket, key.as_bytes()).unwrap();
+    let user = b"\x0a\x01u\x12\x04$2a$\x1a\x01r\x22\x00";
+    assert_eq!(row(Bucket::AuthUsers, "u").as_deref(), Some(&user[..]));
+    let role = b"\x0a\x01r\x12\x05\x08\x02\x12\x01k";
+    assert_eq!(row(Bucket::AuthRoles, "r").as_deref(), Some(&role[..]));
+    assert_eq!(
+        row(Bucket::Auth, "authRevision"),
+        Some(5u64.to_be_bytes().to_vec())
+    );
+    assert_eq!(row(Bucket::Auth, "authEnabled"), None);
+}
+
+#[test]
+fn lists_are_sorted_and_a_repeated_grant_changes_nothing() {
+    let mut bench = Bench::new();
+    for name in ["v", "root", "u"] {
+        bench.ok(user_add(name));
+    }
+    for name in ["s", "r"] {
+        bench.ok(role_add(name));
+        bench.ok(grant_role("u", name));
+    }
+    let revision = bench.auth.revision();
+    bench.ok(grant_role("u", "r"));
+    assert_eq!(bench.auth.revision(), revision);
+    let Response::AuthUserGet(user) = bench.ok(request(|r| {
+        r.auth_user_get = Some(AuthUserGetRequest { name: "u".into() })
+    })) else {
+        panic!("another response")
+    };
+    assert_eq!(user.roles, ["r", "s"]);
+    assert_eq!(user.header.unwrap().revision, 42);
+    let Response::AuthUserList(list) =
+        bench.ok(request(|r| r.auth_user_list = Some(AuthUserListRequest {})))
+    else {
+        panic!("another response")
+    };
+    assert_eq!(list.users, ["root", "u", "v"]);
+    bench.ok(role_delete("r"));
+    assert_eq!(bench.auth.user("u").unwrap().roles, ["s"]);
+    assert_eq!(bench.reloaded().user("u").unwrap().roles, ["s"]);
+}
+
+#[test]
+fn permissions_of_a_role_are_sorted_and_replaced() {
+    let mut bench = Bench::new();
+    bench.ok(role_add("r"));
+    bench.ok(role_add("root"));
+    for (key, end) in [("m", ""), ("a", "c"), ("z", "")] {
+        bench.ok(grant("r", key, end, Type::Read));
+    }
+    bench.ok(grant("r", "m", "", Type::Write));
+    let get = |bench: &mut Bench, role: &str| {
+        let role = role.into();
+        match bench.ok(request(|r| {
+            r.auth_role_get = Some(AuthRoleGetRequest { role })
+        })) {
+            Response::AuthRoleGet(role) => role.perm,
+            other => panic!("{other:?}"),
+        }
+    };
+    let permissions = get(&mut bench, "r");
+    let keys: Vec<_> = permissions
+        .iter()
+        .map(|permission| &permission.key[..])
+        .collect();
+    assert_eq!(keys, [b"a", b"m", b"z"]);
+    assert_eq!(permissions[1].perm_type, Type::Write as i32);
+    bench.ok(revoke("r", "m", ""));
+    assert_eq!(get(&mut bench, "r").len(), 2);
+    let root = get(&mut bench, "root");
+    assert_eq!(
+        (&root[0].key[..], &root[0].range_end[..]),
+        (&b""[..], &b"\0"[..])
+    );
+}
+
+#[test]
+fn users_without_password_cannot_log_in() {
+    let mut bench = Bench::enabled();
+    bench.ok(request(|r| {
+        r.auth_user_add = Some(AuthUserAddRequest {
+            name: "cert".into(),
+            hashed_password: "JDJhJA==".into(),
+            options: Some(UserAddOptions { no_password: true }),
+            ..Default::default()
+        })
+    }));
+    assert_eq!(bench.auth.user("cert").unwrap().password, "");
+    assert_eq!(bench.apply(authenticate("cert")), Err(AuthFailed));
+    let Response::Authenticate(answer) = bench.ok(authenticate("u")) else {
+        panic!("another response")
+    };
+    assert_eq!(answer.token, "abcdefghijklmnop");
+}
+
+#[test]
+fn a_user_row_without_options_stays_without() {
+    let mut bench = Bench::new();
+    let user = User {
+        name: "old".into(),
+        password: "x".into(),
+        ..Default::default()
+    };
+    let mut batch = Batch::default();
+    batch.put(Bucket::AuthUsers, "old", user.encode_to_vec());
+    bench.backend.commit(&batch).unwrap();
+    bench.auth = bench.reloaded();
+    bench.ok(role_add("r"));
+    bench.ok(grant_role("old", "r"));
+    assert_eq!(bench.reloaded().user("old").unwrap().options, None);
+}
+
+fn put(key: &'static str, lease: i64, prev_kv: bool) -> PutRequest {
+    PutRequest {
+        key: key.into(),
+        lease,
+        prev_kv,
+        ..Default::default()
+    }
+}
+
+fn delete(key: &'static str, end: &'static str, prev_kv: bool) -> DeleteRangeRequest {
+    DeleteRangeRequest {
+        key: key.into(),
+        range_end: end.into(),
+        prev_kv,
+    }
+}
+
+fn range(key: &'static str, end: &'static str) -> RangeRequest {
+    RangeRequest {
+        key: key.into(),
+        range_end: end.into(),
+        ..Default::default()
+    }
+}
+
+fn op(request: request_op::Request) -> RequestOp {
+    RequestOp {
+        request: Some(request),
+    }
+}
+
+#[test]
+fn key_permissions_table() {
+    use request_op::Request::*;
+    let bench = Bench::enabled();
+    let revision = bench.auth.revision();
+    let txn = |compare: &[&'static str], success: Vec<RequestOp>, failure: Vec<RequestOp>| {
+        let compare = compare.iter().map(|key| Compare {
+            key: Bytes::from(*key),
+            ..Default::default()
+        });
+        request(|r| {
+            r.txn = Some(TxnRequest {
+                compare: compare.collect(),
+                success,
+                failure,
+            })
+        })
+    };
+    let nested = |op| {
+        RequestTxn(TxnRequest {
+            failure: vec![op],
+            ..Default::default()
+        })
+    };
+    // u may write [a, c) and read b. (request, whether u may)
+    let cases = [
+        (request(|r| r.put = Some(put("a", 0, false))), true),
+        (request(|r| r.put = Some(put("a", 0, true))), false),
+        (request(|r| r.put = Some(put("b", 0, true))), true),
+        (request(|r| r.put = Some(put("c", 0, false))), false),
+        (request(|r| r.put = Some(put("a", 7, false))), true),
+        (request(|r| r.put = Some(put("a", 8, false))), false),
+        (request(|r| r.put = Some(put("a", 9, false))), true),
+        (request(|r| r.range = Some(range("b", ""))), true),
+        (request(|r| r.range = Some(range("a", ""))), false),
+        (request(|r| r.range = Some(range("b", "c"))), false),
+        (
+            request(|r| r.delete_range = Some(delete("a", "c", false))),
+            true,
+        ),
+        (
+            request(|r| r.delete_range = Some(delete("a", "d", false))),
+            false,
+        ),
+        (
+            request(|r| r.delete_range = Some(delete("a", "c", true))),
+            false,
+        ),
+        (
+            request(|r| r.delete_range = Some(delete("b", "", true))),
+            true,
+        ),
+        (
+            request(|r| r.lease_revoke = Some(LeaseRevokeRequest { id: 7 })),
+            true,
+        ),
+        (
+            request(|r| r.lease_revoke = Some(LeaseRevokeRequest { id: 8 })),
+            false,
+        ),
+        (
+            txn(&["b"], vec![op(RequestPut(put("a", 0, false)))], vec![]),
+            true,
+        ),
+        (txn(&["a"], vec![], vec![]), false),
+        (
+            txn(
+                &[],
+                vec![op(RequestRange(range("b", "")))],
+                vec![op(RequestRange(range("a", "")))],
+            ),
+            false,
+        ),
+        (
+            txn(
+                &[],
+                vec![op(RequestDeleteRange(delete("a", "c", true)))],
+                vec![],
+            ),
+            false,
+        ),
+        (
+            txn(
+                &[],
+                vec![op(nested(op(RequestPut(put("a", 0, false)))))],
+                vec![],
+            ),
+            true,
+        ),
+        (
+            txn(
+                &[],
+                vec![op(nested(op(RequestPut(put("x", 0, false)))))],
+                vec![],
+            ),
+            false,
+        ),
+        (
+            txn(
+                &[],
+                vec![op(nested(op(RequestPut(put("a", 8, false)))))],
+                vec![],
+            ),
+            false,
+        ),
+        (txn(&[], vec![RequestOp { request: None }], vec![]), true),
+        // Not checked when applied.
+        (
+            request(|r| r.compaction = Some(CompactionRequest::default())),
+            true,
+        ),
+        (
+            request(|r| r.lease_grant = Some(LeaseGrantRequest::default())),
+            true,
+        ),
+        (
+            request(|r| r.lease_checkpoint = Some(LeaseCheckpointRequest::default())),
+            true,
+        ),
+        (request(|r| r.alarm = Some(AlarmRequest::default())), true),
+        (authenticate("u"), true),
+    ];
+    for (request, permitted) in cases {
+        let outcome = bench.check("u", revision, request.clone());
+        let expected = if permitted {
+            Ok(())
+        } else {
+            Err(PermissionDenied)
+        };
+        assert_eq!(outcome, expected, "{request:?}");
+        assert_eq!(bench.check("root", revision, request), Ok(()));
+    }
+}
+
+#[test]
+fn callers_table() {
+    let mut bench = Bench::enabled();
+    let revision = bench.auth.revision();
+    let write = || request(|r| r.put = Some(put("a", 0, false)));
+    let list = || request(|r| r.auth_user_list = Some(AuthUserListRequest {}));
+    let user = |name: &str| {
+        let name = name.into();
+        request(|r| r.auth_user_get = Some(AuthUserGetRequest { name }))
+    };
+    let role = |role: &str| {
+        let role = role.into();
+        request(|r| r.auth_role_get = Some(AuthRoleGetRequest { role }))
+    };
+    // (name, auth revision, request, outcome)
+    let cases = [
+        ("u", revision, write(), Ok(())),
+        ("u", revision + 1, write(), Ok(())),
+        ("u", revision - 1, write(), Err(AuthOldRevision)),
+        ("u", 0, write(), Err(UserEmpty)),
+        ("", revision, write(), Err(PermissionDenied)),
+        ("x", revision, write(), Err(PermissionDenied)),
+        ("root", revision - 1, write(), Err(AuthOldRevision)),
+        // Administration does not look at the revision.
+        ("root", 1, list(), Ok(())),
+        ("root", 0, list(), Ok(())),
+        ("u", revision, list(), Err(PermissionDenied)),
+        ("x", revision, list(), Err(UserNotFound)),
+        ("", 0, list(), Err(UserEmpty)),
+        ("u", revision, user("u"), Ok(())),
+        ("u", revision, user("root"), Err(PermissionDenied)),
+        ("root", revision, user("u"), Ok(())),
+        ("u", revision, role("r"), Ok(())),
+        ("u", revision, role("other"), Err(PermissionDenied)),
+        ("", 0, role("r"), Err(UserEmpty)),
+        ("root", revision, role("other"), Ok(())),
+    ];
+    for (name, revision, request, outcome) in cases {
+        assert_eq!(
+            bench.check(name, revision, request.clone()),
+            outcome,
+            "{name} {request:?}"
+        );
+    }
+    let admin_only = [
+        enable(),
+        disable(),
+        user_add("x"),
+        user_delete("x"),
+        change_password("x", ""),
+        grant_role("x", "r"),
+        revoke_role("x", "r"),
+        role_add("x"),
+        role_delete("x"),
+        grant("r", "a", "", Type::Read),
+        revoke("r", "a", ""),
+        list(),
+        request(|r| r.auth_role_list = Some(AuthRoleListRequest {})),
+        request(|r| r.auth_status = Some(AuthStatusRequest {})),
+    ];
+    for request in &admin_only {
+        assert_eq!(
+            bench.check("u", revision, request.clone()),
+            Err(PermissionDenied),
+            "{request:?}"
+        );
+        assert_eq!(bench.check("root", revision, request.clone()), Ok(()));
+    }
+    assert_eq!(
+        bench.auth.check(None, &write(), &|_| Vec::new()),
+        Err(UserEmpty)
+    );
+    let (b, one) = (Bytes::from_static(b"b"), Bytes::new());
+    assert_eq!(bench.auth.check_range("u", revision, &b, &one), Ok(()));
+    assert_eq!(bench.auth.check_range("u", 0, &b, &one), Err(UserEmpty));
+    bench.ok(disable());
+    for request in admin_only {
+        assert_eq!(bench.check("", 0, request), Ok(()));
+    }
+}
+
+#[test]
+fn permissions_follow_every_change_and_a_clone_does_not() {
+    let mut bench = Bench::enabled();
+    let before = bench.auth.clone();
+    let may = |auth: &AuthStore| {
+        let (b, one) = (Bytes::from_static(b"b"), Bytes::new());
+        auth.check_range("u", auth.revision(), &b, &one).is_ok()
+    };
+    assert!(may(&bench.auth));
+    bench.ok(revoke("r", "b", ""));
+    assert!(!may(&bench.auth) && may(&before));
+    bench.ok(grant("r", "b", "", Type::Read));
+    assert!(may(&bench.auth) && may(&bench.reloaded()));
+    bench.ok(revoke_role("u", "r"));
+    assert!(!may(&bench.auth));
+    bench.ok(grant_role("u", "r"));
+    bench.ok(role_delete("r"));
+    assert!(!may(&bench.auth));
+    bench.ok(user_delete("u"));
+    assert!(!may(&bench.auth) && may(&before));
+}
+
+#[test]
+fn damaged_rows_are_errors() {
+    for (bucket, key) in [
+        (Bucket::AuthUsers, "u"),
+        (Bucket::AuthRoles, "r"),
+        (Bucket::Auth, "authRevision"),
+    ] {
+        let backend = MemoryBackend::default();
+        let mut batch = Batch::default();
+        batch.put(bucket, key, vec![0xff; 3]);
+        backend.commit(&batch).unwrap();
+        let loaded = AuthStore::load(&*backend.view().unwrap());
+        assert!(
+            matches!(loaded, Err(BackendError::Damaged(_))),
+            "{bucket:?}"
+        );
+    }
+}
