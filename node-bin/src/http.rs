@@ -1,15 +1,11 @@
-//! HTTP: the endpoints for clients and probes, the endpoints members have for each other besides raft, and the
-//! listeners both stand on.
+//! HTTP: the endpoints for clients and probes, and the endpoints members have for each other besides raft.
 //!
 //! Depends on `metrics` and on traits that say what the member knows. Invariant: answers are etcd's, byte for byte
 //! where members read them, in status and meaning everywhere.
 
 mod access;
 pub mod client;
-pub mod listen;
 pub mod peer;
-pub mod serve;
-pub mod split;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};

@@ -12,6 +12,8 @@ pub mod features;
 mod file;
 mod flags;
 mod help;
+mod log_settings;
+mod resolve;
 mod settings;
 mod table;
 pub mod url;

@@ -12,8 +12,8 @@ use std::{
 };
 
 use super::{
-    ADVERTISE_UNSET, AutoCompaction, ClusterState, Config, LoadError, LogConfig, LogFormat,
-    LogLevel, LogOutput, LogRotation, MetricsDetail, duration,
+    ADVERTISE_UNSET, AutoCompaction, ClusterState, Config, LoadError, MetricsDetail, duration,
+    log_settings,
     settings::{Note, Settings},
     url::{self, Url},
 };
@@ -39,7 +39,7 @@ const SNAPSHOT_COUNT: u64 = 10_000;
 /// Smallest segment of the write-ahead log that can be asked for: below it a segment's own records do not fit.
 const SEGMENT_BYTES_MIN: u64 = 4096;
 
-fn invalid<T>(message: impl Into<String>) -> Result<T, LoadError> {
+pub(super) fn invalid<T>(message: impl Into<String>) -> Result<T, LoadError> {
     Err(LoadError::Invalid(message.into()))
 }
 
@@ -50,7 +50,7 @@ pub(super) fn build(
     advertise_unset: bool,
     notes: &mut Vec<Note>,
 ) -> Result<Config, LoadError> {
-    let log = log(settings)?;
+    let log = log_settings::read(settings)?;
     let urls = |name: &str, default: &str| match settings.urls(name) {
         Some(urls) => urls.to_vec(),
         None if default.is_empty() => Vec::new(),
@@ -165,7 +165,7 @@ pub(super) fn build(
     Ok(config)
 }
 
-fn non_zero(value: u64, default: u64) -> u64 {
+pub(super) fn non_zero(value: u64, default: u64) -> u64 {
     if value == 0 { default } else { value }
 }
 
@@ -192,95 +192,6 @@ fn server_version(settings: &Settings) -> Result<Version, LoadError> {
             .parse()
             .map_err(|error| LoadError::Invalid(format!("--announced-server-version: {error}"))),
     }
-}
-
-fn log(settings: &Settings) -> Result<LogConfig, LoadError> {
-    match settings.text("logger") {
-        None | Some("zap") => {}
-        Some("capnslog") => return invalid("--logger=capnslog is removed in v3.5"),
-        Some(other) => return invalid(format!("unknown logger option {other:?}")),
-    }
-    let given: BTreeSet<String> = settings.set("log-outputs", "default");
-    if given.len() > 1 && given.contains("default") {
-        return invalid("multi logoutput for \"default\" is not supported yet");
-    }
-    let mut outputs = Vec::new();
-    for output in &given {
-        outputs.push(match output.as_str() {
-            "default" | "stderr" => LogOutput::Stderr,
-            "stdout" => LogOutput::Stdout,
-            "systemd/journal" => {
-                return invalid("--log-outputs=systemd/journal is not supported; under systemd, stderr reaches the journal");
-            }
-            "" => return invalid("--log-outputs must not contain an empty path"),
-            path => LogOutput::File(path.strip_prefix("file://").unwrap_or(path).into()),
-        });
-    }
-    let rotation = if settings.bool("enable-log-rotation", false) {
-        Some(log_rotation(settings, &outputs)?)
-    } else {
-        None
-    };
-    // Whoever names the null device wants silence, whatever else is named.
-    outputs.retain(|output| *output != LogOutput::File("/dev/null".into()));
-    if given.contains("/dev/null") {
-        outputs.clear();
-    }
-    let format = match settings.text("log-format") {
-        None | Some("" | "json") => LogFormat::Json,
-        Some("console") => LogFormat::Console,
-        Some(other) => {
-            return invalid(format!(
-                "unknown log format: {other}, supported values json, console"
-            ));
-        }
-    };
-    let level = match settings.text("log-level") {
-        None | Some("" | "info" | "INFO") => LogLevel::Info,
-        Some("debug" | "DEBUG") => LogLevel::Debug,
-        Some("warn" | "WARN") => LogLevel::Warn,
-        Some("error" | "ERROR") => LogLevel::Error,
-        Some("dpanic" | "DPANIC" | "panic" | "PANIC" | "fatal" | "FATAL") => LogLevel::Fatal,
-        Some(other) => return Err(LoadError::Usage(format!("unrecognized level: {other:?}"))),
-    };
-    Ok(LogConfig {
-        level,
-        format,
-        outputs,
-        rotation,
-    })
-}
-
-fn log_rotation(settings: &Settings, outputs: &[LogOutput]) -> Result<LogRotation, LoadError> {
-    if outputs
-        .iter()
-        .filter(|output| matches!(output, LogOutput::File(_)))
-        .count()
-        != 1
-    {
-        return invalid(
-            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
-        );
-    }
-    let text = settings.text("log-rotation-config-json").unwrap_or("{}");
-    let json: serde_json::Value = match serde_json::from_str(text) {
-        Ok(json) => json,
-        Err(error) => return invalid(format!("improperly formatted log rotation config: {error}")),
-    };
-    let number = |key: &str| match &json[key] {
-        serde_json::Value::Null => Ok(0),
-        value => value.as_u64().ok_or(LoadError::Invalid(format!(
-            "invalid log rotation config: {key} is no number"
-        ))),
-    };
-    if json["compress"] == true {
-        return invalid("invalid log rotation config: compress is not supported");
-    }
-    Ok(LogRotation {
-        size_max: non_zero(number("maxsize")?, 100).saturating_mul(1024 * 1024),
-        days_max: number("maxage")?,
-        files_max: number("maxbackups")?,
-    })
 }
 
 fn check_urls(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
@@ -447,15 +358,14 @@ fn fill_in_defaults(config: &mut Config, notes: &mut Vec<Note>, host: fn() -> Op
     let client_port = default_client
         .then(|| any_host_port(&config.listen_client_urls))
         .flatten();
-    if peer_port.is_some() || client_port.is_some() {
-        if let Some(host) = host() {
-            notes.push(Note::DefaultHost(host.to_string()));
-            if let Some(port) = peer_port {
-                config.advertise_peer_urls = vec![Url::http(format!("{host}:{port}"))];
-            }
-            if let Some(port) = client_port {
-                config.advertise_client_urls = vec![Url::http(format!("{host}:{port}"))];
-            }
+    let wanted = peer_port.is_some() || client_port.is_some();
+    if let Some(host) = wanted.then(host).flatten() {
+        notes.push(Note::DefaultHost(host.to_string()));
+        if let Some(port) = peer_port {
+            config.advertise_peer_urls = vec![Url::http(format!("{host}:{port}"))];
+        }
+        if let Some(port) = client_port {
+            config.advertise_client_urls = vec![Url::http(format!("{host}:{port}"))];
         }
     }
     if config.name != DEFAULT_NAME && config.initial_cluster == DEFAULT_CLUSTER {

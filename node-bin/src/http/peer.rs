@@ -83,43 +83,46 @@ where
 {
     let (head, body) = request.into_parts();
     let id = state.cluster_id();
-    let get = || {
-        if head.method == Method::GET {
-            Ok(())
-        } else {
-            Err(method_not_allowed("GET"))
-        }
+    let path = head.uri.path();
+    let allowed = if path.starts_with(PROMOTE) {
+        Method::POST
+    } else {
+        Method::GET
     };
-    let result = match head.uri.path() {
-        "/version" => get().map(|()| answer(StatusCode::OK, JSON, state.versions().json())),
-        "/members" => get().map(|()| members(id, &state.members())),
-        "/members/hashkv" => match get() {
-            Ok(()) => Ok(hash_kv(state, &head.headers, body).await),
-            Err(refused) => Err(refused),
-        },
+    let known = matches!(
+        path,
+        "/version" | "/members" | "/members/hashkv" | "/downgrade/enabled"
+    );
+    if (known || path.starts_with(PROMOTE)) && head.method != allowed {
+        return method_not_allowed(if allowed == Method::POST {
+            "POST"
+        } else {
+            "GET"
+        });
+    }
+    match path {
+        "/version" => answer(StatusCode::OK, JSON, state.versions().json()),
+        "/members" => of_cluster(id, member_list(&state.members())),
+        "/members/hashkv" => hash_kv(state, &head.headers, body).await,
         // Downgrades are not supported, so none is ever going on.
-        "/downgrade/enabled" => get().map(|()| {
-            of_cluster(
-                id,
-                answer(
-                    StatusCode::OK,
-                    HeaderValue::from_static("text/plain"),
-                    "false",
-                ),
-            )
-        }),
+        "/downgrade/enabled" => of_cluster(
+            id,
+            answer(
+                StatusCode::OK,
+                HeaderValue::from_static("text/plain"),
+                "false",
+            ),
+        ),
         // Not 404: that would mean that the lease asked about does not exist.
-        "/leases" | "/leases/internal" => Err(error(
+        "/leases" | "/leases/internal" => error(
             StatusCode::NOT_IMPLEMENTED,
             "lease requests of members are not supported yet",
-        )),
-        path => match path.strip_prefix(PROMOTE) {
-            Some(_) if head.method != Method::POST => Err(method_not_allowed("POST")),
-            Some(member) => Ok(of_cluster(id, promote(state, member, &head.headers).await)),
-            None => Err(not_found()),
+        ),
+        _ => match path.strip_prefix(PROMOTE) {
+            Some(member) => of_cluster(id, promote(state, member, &head.headers).await),
+            None => not_found(),
         },
-    };
-    result.unwrap_or_else(|refused| refused)
+    }
 }
 
 fn of_cluster(id: ClusterId, mut answer: Response<Bytes>) -> Response<Bytes> {
@@ -128,10 +131,6 @@ fn of_cluster(id: ClusterId, mut answer: Response<Bytes>) -> Response<Bytes> {
         answer.headers_mut().insert(CLUSTER_ID, id);
     }
     answer
-}
-
-fn members(id: ClusterId, members: &[MemberInfo]) -> Response<Bytes> {
-    of_cluster(id, member_list(members))
 }
 
 fn member_list(members: &[MemberInfo]) -> Response<Bytes> {

@@ -181,11 +181,10 @@ pub async fn check_versions(
     'members: for member in others() {
         for url in &member.peer_urls {
             // The answer comes from the whole cluster, so the first one is as good as any.
-            if let Ok(answer) = ask.get(&format!("{url}/downgrade/enabled"), within).await {
-                if answer.status == 200 {
-                    downgrade = answer.body == b"true";
-                    break 'members;
-                }
+            let answer = ask.get(&format!("{url}/downgrade/enabled"), within).await;
+            if let Some(answer) = answer.ok().filter(|answer| answer.status == 200) {
+                downgrade = answer.body == b"true";
+                break 'members;
             }
         }
     }

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn no_member_is_sent_what_it_crashes_on() {
-        let cases: [(Option<Version>, &[Option<Version>], Option<Form>); 12] = [
+        type Case<'a> = (Option<Version>, &'a [Option<Version>], Option<Form>);
+        let cases: [Case<'_>; 12] = [
             (None, &[], Some(Form::V3)),
             (None, &[v("3.6.16"), v("3.5.1")], Some(Form::V3)),
             (None, &[v("3.6.16"), v("3.4.23")], Some(Form::V2)),
