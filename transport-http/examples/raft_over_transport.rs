@@ -35,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// What reaches the task that owns a raft node.
+#[allow(clippy::large_enum_variant, reason = "nearly all are messages")]
 enum Input {
     Received(raftpb::Message),
     Propose(u64),

@@ -1,6 +1,6 @@
 //! HTTP/1.1 towards other members: one connection, and a small client for requests that are not raft's.
 //!
-//! A [`Connection`] is driven by the task that uses it: no helper task, no hand-off per chunk, and dropping it
+//! A `Connection` is driven by the task that uses it: no helper task, no hand-off per chunk, and dropping it
 //! closes the socket. It depends on `net` alone. Invariant: no environment proxy, no redirect is followed, every
 //! wait has a deadline and every answer a limit.
 
@@ -34,6 +34,7 @@ pub(crate) struct Dialer {
     connector: Arc<dyn Connector>,
     dial_timeout: Duration,
     write_timeout: Duration,
+    user_timeout: Duration,
 }
 
 impl Dialer {
@@ -42,12 +43,18 @@ impl Dialer {
             connector: Arc::clone(&config.connector),
             dial_timeout: config.dial_timeout,
             write_timeout: config.write_timeout,
+            user_timeout: config.read_timeout,
         }
     }
 
     /// Opens a connection. Cancel-safe: dropping the future closes what was begun.
     pub(crate) async fn open(&self, url: &Arc<PeerUrl>) -> Result<Connection, ClientError> {
-        let io = match timeout(self.dial_timeout, self.connector.connect(url)).await {
+        let io = match timeout(
+            self.dial_timeout,
+            self.connector.connect(url, self.user_timeout),
+        )
+        .await
+        {
             Ok(Ok(io)) => io,
             Ok(Err(source)) => {
                 return Err(ClientError::Connect {
@@ -261,12 +268,12 @@ impl Client {
 
     /// Plain TCP with the given limit for connecting and for each write.
     pub fn plain(io_timeout: Duration) -> Self {
-        let connector = Arc::new(TcpConnector::new(io_timeout));
         Client {
             dialer: Dialer {
-                connector,
+                connector: Arc::new(TcpConnector),
                 dial_timeout: io_timeout,
                 write_timeout: io_timeout,
+                user_timeout: io_timeout,
             },
         }
     }

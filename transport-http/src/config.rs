@@ -55,7 +55,6 @@ pub struct TransportConfig {
 impl TransportConfig {
     /// etcd's defaults for a member with an election timeout of one second.
     pub fn new(id: MemberId, cluster_id: ClusterId, recorder: SharedRecorder) -> Self {
-        let read_timeout = Duration::from_secs(5);
         TransportConfig {
             id,
             cluster_id,
@@ -63,10 +62,10 @@ impl TransportConfig {
             server_version: DEFAULT_SERVER_VERSION,
             dial_timeout: Duration::from_secs(2),
             dial_retry_frequency: 0.0,
-            read_timeout,
+            read_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
             recorder,
-            connector: Arc::new(TcpConnector::new(read_timeout)),
+            connector: Arc::new(TcpConnector),
             budget: SharedBudget::default(),
             limits: Limits::default(),
         }

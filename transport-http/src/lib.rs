@@ -1,4 +1,106 @@
-//! etcd's raft message transport over HTTP/1.1.
+//! etcd's raft message transport ("rafthttp") over hyper: streams, pipeline, snapshots, probing.
+//!
+//! A [`Transport`] carries raft messages between the members of a cluster, in the bytes and by the rules of etcd
+//! 3.4 to 3.8, so that any member may be a Go etcd. It knows nothing of raft's rules or of what an entry means: bring
+//! any raft that speaks [`transport_core::raftpb`] (with the feature `eraftpb` of `transport-core`, the `raft` crate
+//! does; `examples/raft_over_transport.rs` is a whole cluster in one file).
+//!
+//! # Using it
+//!
+//! Implement [`Raft`], which gets what is received; [`start`](Transport::start) the transport; let [`serve_peers`]
+//! serve the port the others dial; [`add_peer`](Transport::add_peer) the others; [`send`](Transport::send).
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use tokio::{net::TcpListener, sync::mpsc};
+//! use tokio_util::sync::CancellationToken;
+//! use transport_core::{ClusterId, MemberId, raftpb::{Message, MessageType}};
+//! use transport_http::{
+//!     NoSnapshots, PeerBody, ProcessError, Raft, SnapshotStatus, Transport, TransportConfig, serve_peers,
+//! };
+//!
+//! struct Inbox(mpsc::Sender<Message>);
+//!
+//! impl Raft for Inbox {
+//!     async fn process(&self, message: Message) -> Result<(), ProcessError> {
+//!         self.0.send(message).await.map_err(|_| ProcessError::Stopped)
+//!     }
+//!     fn is_id_removed(&self, _: MemberId) -> bool {
+//!         false
+//!     }
+//!     fn report_unreachable(&self, _: MemberId) {}
+//!     fn report_snapshot(&self, _: MemberId, _: SnapshotStatus) {}
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut members = Vec::new();
+//! for id in [1, 2] {
+//!     let (sender, inbox) = mpsc::channel(16);
+//!     let recorder = Arc::new(metrics::NoopRecorder);
+//!     let config = TransportConfig::new(MemberId(id), ClusterId(7), recorder);
+//!     let transport = Transport::start(config, Arc::new(Inbox(sender)), Arc::new(NoSnapshots))?;
+//!     let listener = TcpListener::bind("127.0.0.1:0").await?;
+//!     let url = format!("http://{}", listener.local_addr()?);
+//!     // What is not under /raft comes here: /members, /version …
+//!     let other = |_| async { http::Response::new(PeerBody::empty()) };
+//!     let closing = CancellationToken::new();
+//!     let port = tokio::spawn(serve_peers(listener, transport.clone(), other, closing.clone()));
+//!     members.push((transport, url, inbox, closing, port));
+//! }
+//! members[0].0.add_peer(MemberId(2), &[members[1].1.clone()])?;
+//! members[1].0.add_peer(MemberId(1), &[members[0].1.clone()])?;
+//!
+//! let beat = Message { msg_type: MessageType::Heartbeat as i32, from: 1, to: 2, term: 1, ..Message::default() };
+//! members[0].0.send(vec![beat.clone()]);
+//! assert_eq!(members[1].2.recv().await, Some(beat));
+//!
+//! for (transport, _, _, closing, port) in members {
+//!     transport.stop().await;
+//!     closing.cancel();
+//!     port.await?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How a message travels
+//!
+//! A stream is opened by the side that wants to receive: each member dials two GETs to every other one, whose endless
+//! response bodies carry what that one sends. So our messages leave in the bodies of requests *the peer* made
+//! (`stream/writer.rs`, `stream/body.rs`), and `stream/reader.rs` reads those we made. `send` picks a channel
+//! (appends: the compact stream; everything else: the message stream; without a stream: a POST through the pipeline)
+//! and puts the message into that channel's lane; the connection's own task takes everything that waits and writes it
+//! as one piece. Received messages pass through the peer's inbox to [`Raft::process`]. A snapshot is a POST of its own
+//! with the database behind the message.
+//!
+//! # Bounds
+//!
+//! | what waits | bound ([`Limits`] unless said otherwise) | metric | when it is full |
+//! |---|---|---|---|
+//! | messages for a stream, two per peer | `stream`, in bytes | `rafthttp_queue_bytes` | dropped, counted, the peer reported unreachable |
+//! | messages for the pipeline | 64, and `pipeline` in bytes | `rafthttp_queue_bytes` | as above |
+//! | received messages, per peer | `receive`, in bytes | `rafthttp_queue_bytes` | dropped and counted |
+//! | received proposals, per peer | `proposal`, in bytes | `rafthttp_queue_bytes` | dropped and counted |
+//! | bulk messages of all these lanes | [`TransportConfig::budget`], in bytes | | as the lane's own bound |
+//! | one frame being received | 512 MiB ([`transport_core::frame::FRAME_BYTES_MAX`]) | | the stream ends |
+//! | one write of a stream | `flush_bytes`, or one message | `rafthttp_flush_bytes` | the rest waits |
+//! | body of a POST; of all of them | `post_body_bytes`; `post_total_bytes` | | 400 |
+//! | snapshots sent; received | `snapshot_sends`, one per peer; `snapshot_receives` | `etcd_network_snapshot_*_inflights_total` | reported as failed; 500 |
+//! | a database on its way | about 1 MiB sent, 2 MiB received | | the disk or the socket waits |
+//! | remotes introduced by requests | `remotes` | | refused |
+//! | connections to the port | `connections` | | wait in the listener's backlog |
+//!
+//! A heartbeat always finds room: a newer one takes the place of the one that waits. Each drop is counted in
+//! `rafthttp_dropped_messages_total` by peer, queue and reason.
+//!
+//! # What this crate never does
+//!
+//! **Architecture invariants.** [`Transport::send`] never waits and takes no lock for longer than it takes to queue.
+//! No request makes the port panic or answer 403, which a Go member takes for its own removal. No bytes from outside
+//! are believed before they are there. Every wait has a deadline, every task is joined by [`Transport::stop`]. The
+//! environment's HTTP proxy is never used.
 
 #![forbid(unsafe_code)]
 

@@ -39,55 +39,58 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Opens connections to peers.
 pub trait Connector: Send + Sync + 'static {
-    /// Connects to the host and port of `url`. The caller sets the deadline and may drop the future.
-    fn connect<'a>(&'a self, url: &'a PeerUrl) -> BoxFuture<'a, io::Result<BoxIo>>;
+    /// Connects to the host and port of `url`. The caller sets the deadline and may drop the future. A connection
+    /// whose peer acknowledges nothing for `user_timeout` should be closed, where the network can tell.
+    fn connect<'a>(
+        &'a self,
+        url: &'a PeerUrl,
+        user_timeout: Duration,
+    ) -> BoxFuture<'a, io::Result<BoxIo>>;
 }
 
 /// Accepts connections of peers.
 pub trait Acceptor: Send + 'static {
-    /// The next connection and where it comes from. Cancel-safe.
-    fn accept(&mut self) -> impl Future<Output = io::Result<(BoxIo, SocketAddr)>> + Send;
+    /// The next connection and where it comes from; `user_timeout` as for a [`Connector`]. Cancel-safe.
+    fn accept(
+        &mut self,
+        user_timeout: Duration,
+    ) -> impl Future<Output = io::Result<(BoxIo, SocketAddr)>> + Send;
 }
 
 /// Plain TCP.
-#[derive(Clone, Debug)]
-pub struct TcpConnector {
-    user_timeout: Duration,
-}
-
-impl TcpConnector {
-    /// Connections whose peer acknowledges nothing for `user_timeout` are closed by the system (Linux).
-    pub fn new(user_timeout: Duration) -> Self {
-        TcpConnector { user_timeout }
-    }
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpConnector;
 
 impl Connector for TcpConnector {
-    fn connect<'a>(&'a self, url: &'a PeerUrl) -> BoxFuture<'a, io::Result<BoxIo>> {
+    fn connect<'a>(
+        &'a self,
+        url: &'a PeerUrl,
+        user_timeout: Duration,
+    ) -> BoxFuture<'a, io::Result<BoxIo>> {
         Box::pin(async move {
             if url.is_https() {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
-                    "the URL says https, but peers are plain TCP",
+                    "the URL says https, but this member speaks plain TCP to its peers",
                 ));
             }
             let stream = TcpStream::connect((url.host(), url.port())).await?;
-            tune(&stream, self.user_timeout)?;
+            tune(&stream, user_timeout)?;
             Ok(Box::new(stream) as BoxIo)
         })
     }
 }
 
 impl Acceptor for TcpListener {
-    async fn accept(&mut self) -> io::Result<(BoxIo, SocketAddr)> {
+    async fn accept(&mut self, user_timeout: Duration) -> io::Result<(BoxIo, SocketAddr)> {
         let (stream, remote) = TcpListener::accept(self).await?;
         // A peer that is gone already fails here; the connection then ends by itself.
-        let _ = tune(&stream, Duration::ZERO);
+        let _ = tune(&stream, user_timeout);
         Ok((Box::new(stream), remote))
     }
 }
 
-/// Sets the options of a peer socket; `user_timeout` zero leaves that one alone.
+/// Sets the options of a peer socket.
 fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -97,9 +100,7 @@ fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
             .with_interval(KEEP_ALIVE),
     )?;
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    if !user_timeout.is_zero() {
-        socket.set_tcp_user_timeout(Some(user_timeout))?;
-    }
+    socket.set_tcp_user_timeout(Some(user_timeout))?;
     #[cfg(not(any(target_os = "android", target_os = "fuchsia", target_os = "linux")))]
     let _ = user_timeout;
     Ok(())

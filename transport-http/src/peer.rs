@@ -133,6 +133,7 @@ impl Peer {
                 metrics: Arc::clone(&self.metrics),
                 inbox: Arc::clone(&inbox),
                 paused: Arc::clone(&self.paused),
+                refused: LogGate::default(),
             };
             env.spawn(reader.run(self.cancel.clone()));
         }

@@ -6,6 +6,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use transport_core::MemberId;
 
 use crate::{peer::Peer, remote::Remote};
 
@@ -21,7 +22,12 @@ pub(crate) struct Roster {
 }
 
 impl Roster {
-    /// Makes room for another introduced remote; what it ends, and whether there is room now.
+    /// Whether the id is a peer or a remote.
+    pub(crate) fn knows(&self, id: MemberId) -> bool {
+        self.peers.contains_key(&id.0) || self.remotes.contains_key(&id.0)
+    }
+
+    /// Makes room for another introduced remote by ending idle ones; whether there is room now.
     pub(crate) fn make_room(&mut self, remotes_max: usize) -> bool {
         let now = Instant::now();
         let mut introduced: Vec<(Instant, u64)> = self

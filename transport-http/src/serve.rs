@@ -41,13 +41,14 @@ pub async fn serve_peers<A, R, F, Fut>(
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Response<PeerBody>> + Send + 'static,
 {
+    let user_timeout = transport.config().read_timeout;
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(transport.config().limits.connections));
     loop {
         let accepted = async {
             // Closed never: `places` lives as long as this function.
             let place = Arc::clone(&places).acquire_owned().await;
-            (acceptor.accept().await, place)
+            (acceptor.accept(user_timeout).await, place)
         };
         let (accepted, place) = tokio::select! {
             () = shutdown.cancelled() => break,

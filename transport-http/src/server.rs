@@ -257,6 +257,8 @@ impl<R: Raft> Transport<R> {
             ProcessError::NotForUs(MemberId(message.to))
         } else if shared.owner.raft.is_id_removed(MemberId(message.from)) {
             ProcessError::Removed(MemberId(message.from))
+        } else if shared.env.cancel.is_cancelled() {
+            ProcessError::Stopped
         } else {
             return Ok(());
         };

@@ -305,6 +305,10 @@ impl<R: Raft> Transport<R> {
     /// Adds who introduced itself in a request, unless it is known or must not be known.
     pub(crate) fn introduce(&self, introduction: &Introduction) {
         let id = introduction.id;
+        // Most requests come from peers: no need to look at their URLs.
+        if self.refuses(id) || self.roster().knows(id) {
+            return;
+        }
         if self.0.owner.raft.is_id_removed(id) {
             return;
         }
@@ -343,15 +347,8 @@ impl<R: Raft> Transport<R> {
     }
 
     fn insert_remote(&self, id: MemberId, urls: Vec<PeerUrl>, pinned: bool) {
-        // Most requests come from peers: look before locking.
-        let known = |roster: &Roster| {
-            roster.peers.contains_key(&id.0) || roster.remotes.contains_key(&id.0)
-        };
-        if self.refuses(id) || known(&self.roster()) {
-            return;
-        }
         let mut roster = self.0.roster.write();
-        if self.refuses(id) || known(&roster) {
+        if self.refuses(id) || roster.knows(id) {
             return;
         }
         let changed = Arc::make_mut(&mut roster);

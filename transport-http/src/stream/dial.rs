@@ -42,6 +42,13 @@ pub(crate) enum DialError {
     Status(StatusCode),
 }
 
+impl DialError {
+    /// Whether the peer is there and does not want us, which an operator should see: nothing else would tell.
+    pub(crate) fn is_refusal(&self) -> bool {
+        !matches!(self, DialError::Client(_))
+    }
+}
+
 /// An open stream.
 pub(crate) struct Dialled {
     pub(crate) connection: Connection,
@@ -83,30 +90,17 @@ async fn ask(
         .send(request, env.config.read_timeout)
         .await?
         .into_parts();
-    // A server without the version header may never end the body of its 200: only refusals are read.
-    let refusal = if DialVerdict::needs_body(head.status) {
-        read_refusal(&mut connection, body, env.config.read_timeout).await?
-    } else {
-        let answer = DialVerdict::read(
-            env.config.server_version,
-            kind,
-            head.status,
-            &head.headers,
-            &[],
-        );
-        return match answer {
+    let local = env.config.server_version;
+    if !DialVerdict::needs_body(head.status) {
+        // Nothing is read here: a server without the version header may never end the body of its 200.
+        return match DialVerdict::read(local, kind, head.status, &head.headers, &[]) {
             DialVerdict::Accepted => Ok(Dialled { connection, body }),
             refused => Err(refusal_error(refused, head.status, peer)),
         };
-    };
-    let answer = DialVerdict::read(
-        env.config.server_version,
-        kind,
-        head.status,
-        &head.headers,
-        &refusal,
-    );
-    Err(refusal_error(answer, head.status, peer))
+    }
+    let text = read_refusal(&mut connection, body, env.config.read_timeout).await?;
+    let refused = DialVerdict::read(local, kind, head.status, &head.headers, &text);
+    Err(refusal_error(refused, head.status, peer))
 }
 
 async fn read_refusal(

@@ -33,6 +33,7 @@ use crate::{
     error::{ClientError, CriticalError},
     inbox::Inbox,
     limiter::DialLimiter,
+    log_gate::LogGate,
     metrics::PeerMetrics,
     stream::{
         Decoder,
@@ -66,6 +67,7 @@ pub(crate) struct StreamReader {
     pub(crate) inbox: Arc<Inbox>,
     /// While set, frames are read and thrown away.
     pub(crate) paused: Arc<AtomicBool>,
+    pub(crate) refused: LogGate,
 }
 
 impl StreamReader {
@@ -88,19 +90,26 @@ impl StreamReader {
     }
 
     fn not_dialled(&self, error: &DialError) {
-        match error {
-            // The peer is there; it is only too old.
-            DialError::Unsupported => {}
-            DialError::Removed => {
-                self.activity
-                    .deactivate(source(self.kind), Action::Dial, error);
-                self.env
-                    .reports
-                    .critical(CriticalError::Removed { by: self.peer });
-            }
-            _ => self
-                .activity
-                .deactivate(source(self.kind), Action::Dial, error),
+        if error.is_refusal()
+            && let Some(held_back) = self.refused.open()
+        {
+            tracing::warn!(
+                "stream-reader-type" = %self.kind,
+                "local-member-id" = %self.env.config.id,
+                "remote-peer-id" = %self.peer,
+                error = %error,
+                "held-back" = held_back,
+                "request sent was refused by remote peer"
+            );
+        }
+        // An unsupported stream says nothing about the peer but that it is too old.
+        if !matches!(error, DialError::Unsupported) {
+            self.activity
+                .deactivate(source(self.kind), Action::Dial, error);
+        }
+        if matches!(error, DialError::Removed) {
+            let by = self.peer;
+            self.env.reports.critical(CriticalError::Removed { by });
         }
     }
 

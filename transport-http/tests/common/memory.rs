@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -50,7 +51,7 @@ impl MemoryNet {
 }
 
 impl Connector for MemoryNet {
-    fn connect<'a>(&'a self, url: &'a PeerUrl) -> BoxFuture<'a, io::Result<BoxIo>> {
+    fn connect<'a>(&'a self, url: &'a PeerUrl, _: Duration) -> BoxFuture<'a, io::Result<BoxIo>> {
         Box::pin(async move {
             let (near, far) = tokio::io::duplex(64 << 10);
             // A hole swallows what was opened before it.
@@ -74,7 +75,7 @@ impl Connector for MemoryNet {
 }
 
 impl Acceptor for MemoryAcceptor {
-    async fn accept(&mut self) -> io::Result<(BoxIo, SocketAddr)> {
+    async fn accept(&mut self, _: Duration) -> io::Result<(BoxIo, SocketAddr)> {
         match self.accepted.recv().await {
             Some(io) => Ok((io, self.address)),
             None => std::future::pending().await,

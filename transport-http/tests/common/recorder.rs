@@ -95,7 +95,7 @@ impl Handle {
                 .get_mut(&self.name)
                 .unwrap(),
         );
-        let _ = self.shared.changed.send_replace(());
+        self.shared.changed.send_replace(());
     }
 }
 
