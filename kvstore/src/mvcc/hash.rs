@@ -64,7 +64,7 @@ pub(crate) fn hash_kv(
     keyspace: &Keyspace,
     revision: i64,
 ) -> Result<(KeyValueHash, i64), ApplyError> {
-    if let Some(stored) = keyspace.hashes.at(revision) {
+    if let Some(stored) = keyspace.hashes.at(revision).filter(|_| revision > 0) {
         return Ok((stored, keyspace.current()));
     }
     // Rows up to the compaction may have to be looked up as of the compaction itself.

@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     apply::{Machine, MachineOptions},
-    backend::{Backend, BackendError, redb::RedbBackend},
+    backend::{Backend, BackendError, Batch, redb::RedbBackend},
     error::{FatalError, ImageError, OpenError},
     flush::{Position, Sizes},
     membership::{Membership, MembershipError, MembershipEvent},
@@ -58,6 +58,9 @@ pub struct Store {
     /// Index up to which changes have been handed over.
     handed_over: u64,
     pending_bytes: usize,
+    /// Rows of a configuration change whose entry has not ended: they must not reach the backend under the index of
+    /// the entry before.
+    staged: Batch,
     /// Membership as it was at the entry being replayed; see [`Store::begin_replay`].
     replayed: Membership,
 }
@@ -91,6 +94,7 @@ impl Store {
             conf_state_row: standing.conf_state.as_ref().map(conf_state_row),
             handed_over: standing.index,
             pending_bytes: 0,
+            staged: Batch::default(),
             replayed: Membership::default(),
             config,
         };
@@ -189,13 +193,10 @@ impl Store {
         let max_learners = self.config.max_learners;
         if index <= self.applied.0 {
             self.replayed.validate(change, max_learners)?;
-            return self.replayed.apply(change, &mut Default::default());
+            return self.replayed.apply(change, &mut Batch::default());
         }
         self.machine.membership.validate(change, max_learners)?;
-        let event = self
-            .machine
-            .membership
-            .apply(change, &mut self.machine.batch)?;
+        let event = self.machine.membership.apply(change, &mut self.staged)?;
         self.machine.side_changed = true;
         Ok(event)
     }
@@ -212,6 +213,7 @@ impl Store {
         }
         self.expect_next(index)?;
         self.applied = (index, term);
+        self.machine.batch.ops.append(&mut self.staged.ops);
         self.conf_state = Arc::new(conf_state.clone());
         self.conf_state_row = Some(conf_state_row(conf_state));
         self.machine.side_changed = true;
@@ -333,6 +335,7 @@ impl Store {
         let loaded = Loaded::from_backend(&self.config, backend, &self.metrics, &self.durable)?;
         self.machine = loaded.machine;
         self.engine = loaded.engine;
+        self.staged = Batch::default();
         self.applied = (metadata.index, metadata.term);
         self.handed_over = metadata.index;
         self.pending_bytes = 0;
