@@ -64,7 +64,7 @@ pub mod version;
 
 pub use alarm::Alarms;
 pub use error::{ApplyError, Code, FatalError, ImageError, OpenError};
-pub use import::import_bolt;
+pub use import::{ImportError, Imported, import_bolt, import_snapshot};
 pub use metrics::SharedRecorder;
 pub use mvcc::{
     Event, EventKind, KeyInterval, KeyValueHash, Revision, RowKey, is_read_only, is_valid_sort,
