@@ -54,7 +54,7 @@ impl Backend for MemoryBackend {
     }
 
     fn size(&self) -> u64 {
-        self.state.read().usage.peak.max(Usage::EMPTY)
+        self.state.read().usage.size()
     }
 
     fn size_in_use(&self) -> u64 {

@@ -241,6 +241,10 @@ impl Usage {
         Self::EMPTY + (self.rows / 9 * 10).next_multiple_of(Self::PAGE)
     }
 
+    fn size(&self) -> u64 {
+        self.peak.max(Self::EMPTY)
+    }
+
     fn to_row(self) -> [u8; 16] {
         (u128::from(self.rows) << 64 | u128::from(self.peak)).to_be_bytes()
     }

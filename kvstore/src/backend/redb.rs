@@ -12,7 +12,10 @@ use std::{
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
@@ -36,7 +39,11 @@ const fn table(bucket: Bucket) -> TableDefinition<'static, Row, Row> {
 /// A redb file.
 pub struct RedbBackend {
     db: Database,
+    /// As of the last commit; held while one goes on.
     usage: Mutex<Usage>,
+    /// What `usage` says, for those who ask meanwhile.
+    size: AtomicU64,
+    size_in_use: AtomicU64,
 }
 
 impl RedbBackend {
@@ -96,6 +103,8 @@ impl RedbBackend {
         let backend = RedbBackend {
             db,
             usage: Mutex::new(usage),
+            size: AtomicU64::new(usage.size()),
+            size_in_use: AtomicU64::new(usage.in_use()),
         };
         if !complete {
             backend.write(|txn| {
@@ -142,6 +151,8 @@ impl Backend for RedbBackend {
             Ok(())
         })?;
         *current = usage;
+        self.size.store(usage.size(), Relaxed);
+        self.size_in_use.store(usage.in_use(), Relaxed);
         Ok(())
     }
 
@@ -155,11 +166,11 @@ impl Backend for RedbBackend {
     }
 
     fn size(&self) -> u64 {
-        self.usage.lock().peak.max(Usage::EMPTY)
+        self.size.load(Relaxed)
     }
 
     fn size_in_use(&self) -> u64 {
-        self.usage.lock().in_use()
+        self.size_in_use.load(Relaxed)
     }
 }
 

@@ -144,7 +144,7 @@ impl Membership {
     /// Reads the buckets `members`, `members_removed` and `cluster`.
     pub fn load(view: &dyn View) -> Result<Membership, BackendError> {
         let mut membership = Membership::default();
-        each_row(view, Bucket::Members, &mut |id, row| {
+        each_row(view, Bucket::Members, |id, row| {
             let member = Member {
                 id,
                 ..json::parse_member(row)?
@@ -152,7 +152,7 @@ impl Membership {
             membership.members.insert(id, member);
             Ok(())
         })?;
-        each_row(view, Bucket::MembersRemoved, &mut |id, _| {
+        each_row(view, Bucket::MembersRemoved, |id, _| {
             membership.removed.insert(id);
             Ok(())
         })?;
@@ -451,7 +451,7 @@ fn write_version(version: Version, batch: &mut Batch) {
 fn each_row(
     view: &dyn View,
     bucket: Bucket,
-    visit: &mut dyn FnMut(MemberId, &[u8]) -> Result<(), serde_json::Error>,
+    mut visit: impl FnMut(MemberId, &[u8]) -> Result<(), serde_json::Error>,
 ) -> Result<(), BackendError> {
     let mut outcome = Ok(());
     view.scan(bucket, WHOLE, &mut |key, row| {
