@@ -5,7 +5,12 @@
 //!
 //! etcd: server/etcdserver/api/rafthttp/http.go.
 
-use std::{future::Future, net::SocketAddr, time::Instant};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -178,15 +183,33 @@ impl<R: Raft> Transport<R> {
             body: request.into_body(),
             read_timeout: config.read_timeout,
         };
+        // Before the envelope is read: it may be long, too.
+        let Ok(_permit) = shared.snapshot_receives.try_acquire() else {
+            shared.env.metrics.snapshot_refused();
+            return Err(Verdict::SnapshotUnsaved {
+                cause: "too many snapshots are being received".to_owned(),
+            });
+        };
         let received = envelope(&mut body, config.limits.snapshot_envelope_bytes).await;
+        let envelope = received.inspect_err(|_| {
+            self.count_received_failure(from);
+            shared.env.metrics.snapshot_refused();
+        })?;
+        self.receive_snapshot(envelope, &mut body).await?;
+        Ok(self.delivered())
+    }
+
+    async fn receive_snapshot(
+        &self,
+        envelope: Envelope,
+        body: &mut TimedBody,
+    ) -> Result<(), Verdict> {
+        let shared = self.shared();
         let Envelope {
             message,
             message_bytes,
             database,
-        } = received.inspect_err(|_| {
-            self.count_received_failure(from);
-            shared.env.metrics.snapshot_refused();
-        })?;
+        } = envelope;
         let sender = MemberId(message.from);
         let metrics = self.peer_metrics(sender);
         let label = if metrics.is_some() {
@@ -199,55 +222,54 @@ impl<R: Raft> Transport<R> {
             metrics.map_or(Counter::noop(), |metrics| metrics.received_bytes.clone());
         received_bytes.increment(message_bytes);
         self.admit_snapshot(&message)?;
-        let Ok(_permit) = shared.snapshot_receives.try_acquire() else {
-            return Err(Verdict::SnapshotUnsaved {
-                cause: "too many snapshots are being received".to_owned(),
-            });
-        };
-        let index = message
-            .snapshot
-            .as_ref()
-            .and_then(|s| s.metadata.as_ref())
-            .map_or(0, |m| m.index);
-        tracing::info!(
-            "local-member-id" = %config.id,
-            "remote-snapshot-sender-id" = %sender,
-            "incoming-snapshot-index" = index,
-            "receiving database snapshot"
-        );
-        let saved = save(
-            &shared.env,
-            shared.sink.clone(),
-            &message,
-            database.into_iter(),
-            &mut body,
-        )
-        .await;
-        let bytes = saved.inspect_err(|verdict| {
-            tracing::warn!(
-                "local-member-id" = %config.id,
-                "remote-snapshot-sender-id" = %sender,
-                "incoming-snapshot-index" = index,
-                error = %verdict.text(),
-                "failed to save incoming database snapshot"
-            );
-        })?;
+        let bytes = self.save_snapshot(&message, database, body).await?;
         received_bytes.increment(bytes);
-        tracing::info!(
-            "local-member-id" = %config.id,
-            "remote-snapshot-sender-id" = %sender,
-            "incoming-snapshot-index" = index,
-            "incoming-snapshot-size-bytes" = bytes,
-            "received and saved database snapshot"
-        );
-        let processed = self
-            .process(message, config.limits.snapshot_answer_timeout)
-            .await;
+        let deadline = shared.env.config.limits.snapshot_answer_timeout;
+        let processed = self.process(message, deadline).await;
         processed.map_err(|error| Verdict::SnapshotRefused {
             cause: error.to_string(),
         })?;
         counted.success();
-        Ok(self.delivered())
+        Ok(())
+    }
+
+    /// Passes the database to the sink; its size.
+    async fn save_snapshot(
+        &self,
+        message: &Message,
+        first: Vec<Bytes>,
+        body: &mut TimedBody,
+    ) -> Result<u64, Verdict> {
+        let shared = self.shared();
+        let local = shared.env.config.id;
+        let sender = MemberId(message.from);
+        let metadata = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+        let index = metadata.map_or(0, |metadata| metadata.index);
+        tracing::info!(
+            "local-member-id" = %local,
+            "remote-snapshot-sender-id" = %sender,
+            "incoming-snapshot-index" = index,
+            "receiving database snapshot"
+        );
+        let sink = Arc::clone(&shared.sink);
+        let saved = save(&shared.env, sink, message, first.into_iter(), body).await;
+        match &saved {
+            Ok(bytes) => tracing::info!(
+                "local-member-id" = %local,
+                "remote-snapshot-sender-id" = %sender,
+                "incoming-snapshot-index" = index,
+                "incoming-snapshot-size-bytes" = bytes,
+                "received and saved database snapshot"
+            ),
+            Err(verdict) => tracing::warn!(
+                "local-member-id" = %local,
+                "remote-snapshot-sender-id" = %sender,
+                "incoming-snapshot-index" = index,
+                error = %verdict.text(),
+                "failed to save incoming database snapshot"
+            ),
+        }
+        saved
     }
 
     /// Refuses a database that raft would refuse anyway before it is transferred.
@@ -267,11 +289,7 @@ impl<R: Raft> Transport<R> {
         })
     }
 
-    async fn process(
-        &self,
-        message: Message,
-        within: std::time::Duration,
-    ) -> Result<(), ProcessError> {
+    async fn process(&self, message: Message, within: Duration) -> Result<(), ProcessError> {
         let shared = self.shared();
         let processing = shared.owner.raft.process(message);
         tokio::select! {
@@ -299,7 +317,7 @@ impl<R: Raft> Transport<R> {
 
 async fn bounded(
     processing: impl Future<Output = Result<(), ProcessError>>,
-    within: std::time::Duration,
+    within: Duration,
 ) -> Result<(), ProcessError> {
     match tokio::time::timeout(within, processing).await {
         Ok(outcome) => outcome,
