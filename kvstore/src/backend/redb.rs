@@ -38,7 +38,7 @@ const fn table(bucket: Bucket) -> TableDefinition<'static, Row, Row> {
 
 /// A redb file.
 pub struct RedbBackend {
-    db: Database,
+    db: Arc<Database>,
     /// As of the last commit; held while one goes on.
     usage: Mutex<Usage>,
     /// What `usage` says, for those who ask meanwhile.
@@ -101,7 +101,7 @@ impl RedbBackend {
         }
         drop(txn);
         let backend = RedbBackend {
-            db,
+            db: Arc::new(db),
             usage: Mutex::new(usage),
             size: AtomicU64::new(usage.size()),
             size_in_use: AtomicU64::new(usage.in_use()),
@@ -162,7 +162,10 @@ impl Backend for RedbBackend {
         for bucket in Bucket::ALL {
             tables.push(txn.open_table(table(bucket)).map_err(failed)?);
         }
-        Ok(Arc::new(RedbView { tables }))
+        Ok(Arc::new(RedbView {
+            tables,
+            _db: self.db.clone(),
+        }))
     }
 
     fn size(&self) -> u64 {
@@ -204,6 +207,8 @@ fn carry_out<'txn>(
 struct RedbView {
     /// In the order of `Bucket::ALL`; each keeps the read transaction alive.
     tables: Vec<ReadOnlyTable<Row, Row>>,
+    /// A table can be read as long as its database is open. Behind `tables`, so that it is dropped after them.
+    _db: Arc<Database>,
 }
 
 impl View for RedbView {
@@ -290,6 +295,19 @@ mod tests {
         fs::write(&path, &garbage).unwrap();
         assert!(RedbBackend::open(&path, 1 << 20).is_err());
         assert_eq!(fs::read(&path).unwrap(), garbage);
+    }
+
+    #[test]
+    fn a_view_outlives_its_backend() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let backend = RedbBackend::open(&path, 1 << 20).unwrap();
+        let mut batch = Batch::default();
+        batch.put(Bucket::Key, "k", vec![7; 5000]);
+        backend.commit(&batch).unwrap();
+        let view = backend.view().unwrap();
+        drop(backend);
+        assert_eq!(view.get(Bucket::Key, b"k").unwrap(), Some(vec![7; 5000]));
     }
 
     #[test]
