@@ -194,7 +194,10 @@ fn agrees_with_committed(
 fn entry_kind(entry: &Entry) -> Result<(), DropReason> {
     match entry.kind() {
         Some(EntryType::Normal) => Ok(()),
-        Some(EntryType::ConfChange) => canonical_conf_change(&entry.data).map(|_| ()),
+        Some(EntryType::ConfChange) => match parse_conf_change(&entry.data) {
+            Some(_) => Ok(()),
+            None => Err(DropReason::InvalidConfChange),
+        },
         Some(EntryType::ConfChangeV2) => Err(DropReason::JointConsensus),
         None => Err(DropReason::InvalidEntries),
     }
@@ -271,14 +274,6 @@ fn read(message: &Message) -> Result<(), DropReason> {
         [only] if only.data.len() <= READ_CONTEXT_BYTES_MAX => Ok(()),
         _ => Err(DropReason::InvalidRead),
     }
-}
-
-/// Reads a configuration change and writes it anew: raft-rs parses what is proposed with a codec that must
-/// not see bytes from the network.
-pub(crate) fn canonical_conf_change(data: &Bytes) -> Result<Bytes, DropReason> {
-    parse_conf_change(data)
-        .map(|change| change.encode_gogo())
-        .ok_or(DropReason::InvalidConfChange)
 }
 
 /// A configuration change of a kind this version knows, or nothing.

@@ -473,11 +473,3 @@ fn proposal_and_read_rules() {
     let refused = decide(&proposal(vec![entry(0, 0)]), true, Some(D::ApplyBacklog));
     assert_eq!(refused, Err(D::ApplyBacklog));
 }
-
-#[test]
-fn a_change_is_rewritten_without_unknown_fields() {
-    // Field 15, unknown, then node 7; the rewritten form has neither order nor extras of its sender.
-    let sent = Bytes::from_static(b"\x7a\x01x\x18\x07");
-    let written = canonical_conf_change(&sent).expect("a change");
-    assert_eq!(&written[..], b"\x08\x00\x10\x00\x18\x07");
-}

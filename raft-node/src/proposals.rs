@@ -268,11 +268,10 @@ mod tests {
             appended.add(index, 2, id);
         }
         let committed: Vec<_> = [(5, 2), (6, 3)]
-            .map(|(index, term)| {
-                let mut entry = eraftpb::Entry::default();
-                entry.index = index;
-                entry.term = term;
-                entry
+            .map(|(index, term)| eraftpb::Entry {
+                index,
+                term,
+                ..Default::default()
             })
             .into();
         // 4 came before the batch, 5 is ours, 6 is not, 7 is open.

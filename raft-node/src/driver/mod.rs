@@ -268,20 +268,11 @@ impl Driver {
                 );
                 return;
             }
-            MessageType::Append => own_payloads(&mut message),
-            MessageType::Propose => {
-                own_payloads(&mut message);
-                for entry in message.entries.iter_mut().filter(|e| e.entry_type == 1) {
-                    // Readable: that is how it was admitted.
-                    if let Ok(canonical) = admit::canonical_conf_change(&entry.data) {
-                        entry.data = canonical;
-                    }
-                }
-            }
+            MessageType::Append | MessageType::Propose => own_payloads(&mut message),
             _ => {}
         }
         let from = message.from;
-        let Ok(message) = raft::eraftpb::Message::try_from(message) else {
+        let Ok(mut message) = raft::eraftpb::Message::try_from(message) else {
             self.metrics.message_dropped(DropReason::UnknownType);
             return;
         };
@@ -289,7 +280,12 @@ impl Driver {
             self.timeout_now = Some(message);
             return;
         }
-        match self.raw.step(message) {
+        let stepped = if kind == MessageType::Propose && self.is_leader() {
+            self.append_as_leader(message.take_entries().into_vec())
+        } else {
+            self.raw.step(message)
+        };
+        match stepped {
             Ok(()) => {}
             Err(raft::Error::StepPeerNotFound) => {
                 self.metrics.message_dropped(DropReason::UnknownMember);

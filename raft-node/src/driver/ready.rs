@@ -29,6 +29,13 @@ impl Driver {
         let held = self.send_now(now, &mut ready);
         let committed = ready.take_committed_entries();
         self.store_and_write(now, ready, held);
+        if committed
+            .iter()
+            .any(|e| e.get_entry_type() == eraftpb::EntryType::EntryConfChange)
+        {
+            // Of two members one may be left, which cannot find out again what the other committed.
+            self.write_lazy_state(now);
+        }
         self.hand_out(committed);
     }
 

@@ -70,12 +70,17 @@ impl Driver {
         let term = raft.term;
         let first = raft.raft_log.last_index() + 1;
         let ids: Vec<u64> = proposals.iter().map(|p| p.id).collect();
-        let mut message = eraftpb::Message::default();
-        message.set_msg_type(eraftpb::MessageType::MsgPropose);
-        message.from = raft.id;
         let entries: Vec<_> = proposals.into_iter().map(Proposal::into_entry).collect();
-        message.set_entries(entries.into());
-        match self.raw.step(message) {
+        let proposed = if leads {
+            self.append_as_leader(entries)
+        } else {
+            let mut message = eraftpb::Message::default();
+            message.set_msg_type(eraftpb::MessageType::MsgPropose);
+            message.from = raft.id;
+            message.set_entries(entries.into());
+            self.raw.step(message)
+        };
+        match proposed {
             Ok(()) if leads => {
                 for (index, id) in (first..).zip(ids) {
                     self.appended.add(index, term, id);
@@ -91,6 +96,39 @@ impl Driver {
                 self.effects.failed_proposals.extend(refused);
             }
         }
+    }
+
+    /// Does what raft-rs does with a proposal at the leader, except that it never looks into configuration
+    /// changes: raft-rs would parse them with its own numbering, refuse a learner's addition, and do so with
+    /// a codec that must not see bytes from the network.
+    pub(super) fn append_as_leader(
+        &mut self,
+        mut entries: Vec<eraftpb::Entry>,
+    ) -> raft::Result<()> {
+        let voter = conf_change::is_voter(&self.raw);
+        let raft = &mut self.raw.raft;
+        if !voter || raft.lead_transferee.is_some() {
+            return Err(raft::Error::ProposalDropped);
+        }
+        let first = raft.raft_log.last_index() + 1;
+        let pending_before = raft.pending_conf_index;
+        for (index, entry) in (first..).zip(&mut entries) {
+            if entry.get_entry_type() == eraftpb::EntryType::EntryNormal {
+                continue;
+            }
+            if raft.has_pending_conf() {
+                // As in etcd, an empty entry takes its place.
+                *entry = eraftpb::Entry::default();
+            } else {
+                raft.pending_conf_index = index;
+            }
+        }
+        if !raft.append_entry(&mut entries) {
+            raft.pending_conf_index = pending_before;
+            return Err(raft::Error::ProposalDropped);
+        }
+        raft.bcast_append();
+        Ok(())
     }
 
     fn fail(&mut self, proposals: &[Proposal], error: &ProposeError) {

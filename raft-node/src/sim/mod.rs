@@ -485,7 +485,7 @@ impl World {
         }
     }
 
-    /// A removed member's process ends after a while, when all that remain know. (An operator who stops it
+    /// A removed member's process ends after a while, when all that remain know for good. (An operator who stops it
     /// earlier may leave two members of which one never learns that the other is gone; so may etcd's.)
     fn leave(&mut self, id: u64) {
         let now = self.now;
@@ -496,7 +496,7 @@ impl World {
         let ready = running.removed_at.is_some_and(|at| now > at + 200 * MS)
             && remaining.all(|voter| {
                 let member = self.members.get(voter);
-                member.is_some_and(|m| m.machine.removed.lock().contains(&id))
+                member.is_some_and(|m| m.machine.state.lock().removed.contains(&id))
             });
         if ready && let Some(member) = self.members.get_mut(&id) {
             member.running = None;
