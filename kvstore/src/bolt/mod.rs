@@ -38,8 +38,8 @@ const NO_FREELIST: u64 = u64::MAX;
 
 /// The longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 32_768;
-/// The longest value, in bytes.
-pub const VALUE_BYTES_MAX: usize = (1 << 31) - 2;
+/// The longest value, in bytes: what no entry of the log could hold. bbolt itself takes four times that.
+pub const VALUE_BYTES_MAX: usize = 512 << 20;
 
 /// FNV-1a of 64 bits, the checksum of a meta.
 fn fnv1a64(bytes: &[u8]) -> u64 {

@@ -11,7 +11,7 @@ use std::{fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, path::Path};
 
 use super::{
     BRANCH, BUCKET_HEADER, ELEMENT, IS_BUCKET, KEY_BYTES_MAX, LEAF, MAGIC, META, META_CHECKED,
-    PAGE_HEADER, VERSION, fnv1a64, u16_at, u32_at, u64_at,
+    PAGE_HEADER, VALUE_BYTES_MAX, VERSION, fnv1a64, u16_at, u32_at, u64_at,
 };
 use crate::backend::Visit;
 
@@ -362,6 +362,9 @@ impl<'f, S: ReadAt> Walk<'f, S> {
                 return Err(page.damaged("its rows overlap"));
             }
             end = from + u64::from(key) + u64::from(value);
+            if value as usize > VALUE_BYTES_MAX {
+                return Err(page.damaged("a value is too long"));
+            }
             let row = page.bytes(from, end, key)?;
             // Within the row, which was just read: not above its length.
             let (key, value) = row.split_at(key as usize);

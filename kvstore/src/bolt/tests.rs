@@ -1,6 +1,10 @@
 //! What is written is read; what Go wrote is read; what is damaged is refused.
 
-use std::{io::Cursor, ops::ControlFlow};
+use std::{
+    cell::Cell,
+    io::{self, Cursor},
+    ops::ControlFlow,
+};
 
 use proptest::prelude::*;
 
@@ -11,6 +15,7 @@ use super::{
 };
 
 const GO_3_4: &[u8] = include_bytes!("../../tests/fixtures/go34.db");
+const GO_3_6: &[u8] = include_bytes!("../../tests/fixtures/go36-snapshot.db");
 const BULK: &[u8] = include_bytes!("../../tests/fixtures/bulk.db");
 
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
@@ -103,7 +108,46 @@ fn write_and_read(buckets: &Buckets) -> Buckets {
 
 #[test]
 fn a_file_that_was_rewritten_in_bulk_holds_the_same_rows() {
-    assert_eq!(read_all(BULK).unwrap(), read_all(GO_3_4).unwrap());
+    // Of another member of the same cluster: passwords have their own salt, and meta rows came with 3.5.
+    let own = ["authUsers", "meta"];
+    let shared = |source: &[u8]| -> Buckets {
+        let buckets = read_all(source).unwrap().into_iter();
+        buckets
+            .filter(|(name, _)| !own.iter().any(|own| own.as_bytes() == name))
+            .collect()
+    };
+    assert_eq!(shared(BULK).len(), 8);
+    assert_eq!(shared(BULK), shared(GO_3_4));
+    assert_eq!(
+        write_and_read(&read_all(BULK).unwrap()),
+        read_all(BULK).unwrap()
+    );
+}
+
+/// The checksum of `etcdutl snapshot status`: names, keys and values of everything.
+fn status_hash(buckets: &Buckets) -> u32 {
+    let mut hash = 0;
+    for (name, rows) in buckets {
+        hash = crc32c::crc32c_append(hash, name);
+        for (key, value) in rows {
+            hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);
+        }
+    }
+    hash
+}
+
+#[test]
+fn a_snapshot_that_etcdctl_saved_is_read() {
+    // Of 3.6.16, with its checksum behind the last page. etcdutl says: hash 2181728193.
+    assert_eq!(GO_3_6.len() % 512, 32);
+    let buckets = read_all(GO_3_6).unwrap();
+    assert_eq!(status_hash(&buckets), 2_181_728_193);
+    assert_eq!(write_and_read(&buckets), buckets);
+    let file = BoltFile::from_source(GO_3_6).unwrap();
+    assert_eq!((file.page_size(), file.txid()), (4096, 19));
+    // A value of 9000 bytes lies on overflow pages.
+    let (_, rows) = &buckets.iter().find(|(name, _)| name == b"key").unwrap();
+    assert!(rows.iter().any(|(_, value)| value.len() > 9000));
 }
 
 #[test]
@@ -209,7 +253,8 @@ fn bad_page_graphs_are_refused() {
         .position(|page| u16_at(page, 8) == Some(BRANCH))
         .unwrap();
     let child = branch * 4096 + PAGE_HEADER + 8;
-    for to in [branch as u64, 0, 1, 1 << 40, u64::MAX, 3] {
+    // The second child: another branch of the same, no page, or a page that another child has.
+    for to in [branch as u64, 0, 1, 1 << 40, u64::MAX, 2, 4] {
         let mut bad = good.clone();
         bad[child + ELEMENT..][..8].copy_from_slice(&to.to_le_bytes());
         assert!(
@@ -276,6 +321,154 @@ fn other_page_sizes_are_read() {
     assert_eq!(read_all(&file[..]).unwrap(), read_all(&small[..]).unwrap());
 }
 
+/// A file that is nothing but zeros behind its first pages, and counts what is asked of it.
+struct Vast<'a> {
+    beginning: &'a [u8],
+    longest_read: Cell<usize>,
+    bytes_read: Cell<usize>,
+}
+
+impl ReadAt for &Vast<'_> {
+    fn length(&self) -> io::Result<u64> {
+        Ok(1 << 50)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.longest_read
+            .set(self.longest_read.get().max(buffer.len()));
+        self.bytes_read.set(self.bytes_read.get() + buffer.len());
+        buffer.fill(0);
+        for (place, byte) in buffer.iter_mut().enumerate() {
+            let at = usize::try_from(offset).unwrap() + place;
+            let Some(there) = self.beginning.get(at) else {
+                break;
+            };
+            *byte = *there;
+        }
+        Ok(())
+    }
+}
+
+/// However long the file is and whatever lengths it claims, what is read at a time stays small.
+#[test]
+fn lengths_that_are_only_claimed_cost_nothing() {
+    let good = write_all(&vec![(b"key".to_vec(), many(100, |_| 100))]);
+    let leaf = 2 * 4096;
+    // All of the rest of a petabyte is in use, and overflows from the first leaf.
+    let mut bad = with_meta(&good, |meta| {
+        meta[40..48].copy_from_slice(&(1u64 << 38).to_le_bytes())
+    });
+    bad[leaf + 12..][..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    for value_bytes in [100u32, 3 << 20, u32::MAX] {
+        bad[leaf + PAGE_HEADER + 12..][..4].copy_from_slice(&value_bytes.to_le_bytes());
+        let vast = Vast {
+            beginning: &bad,
+            longest_read: Cell::new(0),
+            bytes_read: Cell::new(0),
+        };
+        let read = read_all(&vast);
+        assert_eq!(read.is_err(), value_bytes > 100);
+        assert!(vast.longest_read.get() <= 4 << 20);
+        assert!(vast.bytes_read.get() <= 8 << 20);
+    }
+}
+
+/// The file with both metas changed, and their checksums right.
+fn with_meta(file: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
+    let mut file = file.to_vec();
+    for at in [PAGE_HEADER, 4096 + PAGE_HEADER] {
+        change(&mut file[at..at + META]);
+    }
+    correct_metas(&mut file);
+    file
+}
+
+fn correct_metas(file: &mut [u8]) {
+    for at in [PAGE_HEADER, 4096 + PAGE_HEADER] {
+        let sum = fnv1a64(&file[at..at + META_CHECKED]);
+        file[at + META_CHECKED..][..8].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
+#[test]
+fn rows_behind_the_window_are_read_one_by_one() {
+    // A leaf of bbolt's has at least two rows, however long they are: one page of 8 MiB with three.
+    let rows: Rows = vec![
+        (b"a".to_vec(), vec![1; 3 << 20]),
+        (b"b".to_vec(), vec![2; 5 << 20]),
+        (b"c".to_vec(), vec![3; 7]),
+    ];
+    let file = write_all(&vec![(b"key".to_vec(), rows.clone())]);
+    let mut joined = file[..2 * 4096].to_vec();
+    let len =
+        PAGE_HEADER + 3 * ELEMENT + rows.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+    let pages = len.div_ceil(4096);
+    joined.extend(2u64.to_le_bytes());
+    joined.extend(LEAF.to_le_bytes());
+    joined.extend(3u16.to_le_bytes());
+    joined.extend((pages as u32 - 1).to_le_bytes());
+    let mut pos = 3 * ELEMENT;
+    for (key, value) in &rows {
+        for field in [0, pos, key.len(), value.len()] {
+            joined.extend((field as u32).to_le_bytes());
+        }
+        pos = pos + key.len() + value.len() - ELEMENT;
+    }
+    for (key, value) in &rows {
+        joined.extend(key);
+        joined.extend(value);
+    }
+    joined.resize((2 + pages) * 4096, 0);
+    // The root, which is the last page of the file, one bucket with its tree at page 2.
+    let root = 2 + pages as u64;
+    let mut last = file[file.len() - 4096..].to_vec();
+    last[..8].copy_from_slice(&root.to_le_bytes());
+    let value = PAGE_HEADER + ELEMENT + 3;
+    last[value..value + 8].copy_from_slice(&2u64.to_le_bytes());
+    joined.extend(last);
+    let joined = with_meta(&joined, |meta| {
+        meta[16..24].copy_from_slice(&root.to_le_bytes());
+        meta[40..48].copy_from_slice(&(root + 1).to_le_bytes());
+    });
+    assert!(read_all(&joined[..]).unwrap() == vec![(b"key".to_vec(), rows)]);
+}
+
+#[test]
+fn rows_that_overlap_are_refused() {
+    let good = write_all(&vec![(b"key".to_vec(), many(20, |_| 150))]);
+    let element = |row: usize| 2 * 4096 + PAGE_HEADER + row * ELEMENT;
+    // The first value reaches over the second row, whose key is where it was: both would be read.
+    let mut bad = good.clone();
+    bad[element(0) + 12..][..4].copy_from_slice(&151u32.to_le_bytes());
+    assert!(matches!(
+        read_all(&bad[..]),
+        Err(BoltError::Damaged { page: 2, .. })
+    ));
+}
+
+#[test]
+fn keys_that_do_not_fit_their_branch_are_refused() {
+    let good = write_all(&vec![(b"key".to_vec(), many(200, |_| 150))]);
+    let branch = good
+        .chunks(4096)
+        .skip(2)
+        .position(|page| u16_at(page, 8) == Some(BRANCH))
+        .unwrap()
+        + 2;
+    let pos = u32_at(&good, branch * 4096 + PAGE_HEADER + ELEMENT).unwrap() as usize;
+    let key = branch * 4096 + PAGE_HEADER + ELEMENT + pos;
+    let first = u64::from_be_bytes(bytes_at(&good, key).unwrap());
+    // A lookup would go to the wrong child.
+    for wrong in [first - 1, first + 1] {
+        let mut bad = good.clone();
+        bad[key..key + 8].copy_from_slice(&wrong.to_be_bytes());
+        assert!(
+            matches!(read_all(&bad[..]), Err(BoltError::Damaged { .. })),
+            "{wrong}"
+        );
+    }
+}
+
 fn rows() -> impl Strategy<Value = Rows> {
     let key = proptest::collection::vec(any::<u8>(), 1..40);
     let value = prop_oneof![
@@ -304,13 +497,13 @@ proptest! {
     /// right again, or else nothing behind it would be looked at.
     #[test]
     fn any_change_of_a_real_file_is_read_or_refused(
-        bulk in any::<bool>(),
+        which in 0usize..3,
         changes in proptest::collection::vec(
             (any::<prop::sample::Index>(), 0usize..96, any::<bool>(), prop_oneof![any::<u8>(), Just(0), Just(0xff)]),
             1..6,
         ),
     ) {
-        let mut file = if bulk { BULK } else { GO_3_4 }.to_vec();
+        let mut file = [BULK, GO_3_4, GO_3_6][which].to_vec();
         for (place, within, structure, byte) in changes {
             let place = if structure {
                 place.index(file.len() / 4096) * 4096 + within
@@ -319,10 +512,7 @@ proptest! {
             };
             file[place] = byte;
         }
-        for meta in [PAGE_HEADER, 4096 + PAGE_HEADER] {
-            let sum = fnv1a64(&file[meta..meta + META_CHECKED]);
-            file[meta + META_CHECKED..][..8].copy_from_slice(&sum.to_le_bytes());
-        }
+        correct_metas(&mut file);
         if let Ok(buckets) = read_all(&file[..]) {
             let bytes: usize = buckets.iter().flat_map(|(_, rows)| rows).map(|(k, v)| k.len() + v.len()).sum();
             // Inline buckets are read from within the root page, whose copies count once more.
