@@ -33,7 +33,7 @@
 //!
 //! // The checksum that members compare.
 //! let (hash, revision) = reader.hash_kv(0)?;
-//! assert_eq!((hash.hash, revision), (0x8f2b_5b51, 2));
+//! assert_eq!((hash.hash, revision), (553_681_342, 2));
 //! store.close()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -102,9 +102,7 @@ impl Reader {
     /// revision.
     pub fn txn_read_only(&self, request: &TxnRequest) -> Result<TxnResponse, ApplyError> {
         let published = self.shared.load();
-        let view = published.keyspace.view(0);
-        let leases = published.leases.read();
-        txn_read_only(&view, &leases, request)
+        txn_read_only(&published.keyspace.view(0), request)
     }
 
     /// The checksum of the keys' history up to `revision` (0: the present one), and the present revision. Equal on

@@ -235,7 +235,7 @@ impl World {
             }
             Step::Flush => self.log.store.flush().unwrap(),
             Step::Cut => self.backend.cut.store(true, Release),
-            Step::Restart => self = self.restart(|store| drop(store)),
+            Step::Restart => self = self.restart(drop),
             Step::Reopen => self = self.restart(|store| store.close().unwrap()),
         }
         self

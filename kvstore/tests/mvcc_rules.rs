@@ -589,7 +589,7 @@ fn a_lease_follows_its_keys_and_takes_them_with_it() {
     let mut log = Log::new();
     log.grant(7);
     log.grant(8);
-    let mut put = |log: &mut Log, key: &str, lease| {
+    let put = |log: &mut Log, key: &str, lease| {
         let request = PutRequest {
             lease,
             ..put_request(key, "v")

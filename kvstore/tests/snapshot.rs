@@ -8,7 +8,7 @@ use common::*;
 use kvstore::{
     ApplyError, OpenError, Store, StoreConfig,
     backend::{memory::MemoryBackend, redb::RedbBackend},
-    import_bolt,
+    import_bolt, import_snapshot,
     mvcc::KeyValueHash,
 };
 use transport_core::raftpb::{ConfState, SnapshotMetadata};
@@ -35,7 +35,7 @@ fn vectors() -> Vec<(i64, u32)> {
 
 fn import(dir: &Path, name: &str) -> Arc<RedbBackend> {
     let to = dir.join("imported.redb");
-    import_bolt(Path::new(&format!("{FIXTURES}/{name}")), &to, b"").unwrap();
+    import_bolt(Path::new(&format!("{FIXTURES}/{name}")), &to).unwrap();
     Arc::new(RedbBackend::open(&to, 1 << 20).unwrap())
 }
 
@@ -162,7 +162,7 @@ fn an_image_installed_elsewhere_is_the_same_store() {
     receiver = old.store;
     let reader = receiver.reader();
     let imported = dir.path().join("incoming.redb");
-    import_bolt(&file, &imported, &image.snapshot().data).unwrap();
+    import_snapshot(&file, &imported, &image.snapshot().data).unwrap();
 
     let wrong = SnapshotMetadata {
         index: 5,
@@ -200,6 +200,8 @@ fn an_image_installed_elsewhere_is_the_same_store() {
     receiver.put("after", "1");
     assert_eq!(receiver.show(&range_request("after", "")), "after=1");
     receiver.store.close().unwrap();
+    // A reader keeps the file.
+    drop(reader);
     let reopened = Store::open(receiver_config).unwrap();
     assert_eq!(reopened.applied().0, metadata.index + 1);
     assert_eq!(reopened.reader().conf_state().voters, [1, 2]);

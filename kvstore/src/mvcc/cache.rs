@@ -23,10 +23,12 @@ pub(crate) struct RowCache {
     shards: Vec<Mutex<Shard>>,
 }
 
+type Generation = HashMap<Revision, Bytes>;
+
 #[derive(Default)]
 struct Shard {
-    new: HashMap<Revision, Bytes>,
-    old: HashMap<Revision, Bytes>,
+    new: Generation,
+    old: Generation,
     new_bytes: usize,
     /// Half of the shard's budget: the other half is the old generation's.
     half_bytes: usize,
@@ -53,13 +55,16 @@ impl RowCache {
             return Some(row.clone());
         }
         let row = shard.old.remove(&revision)?;
-        shard.insert(revision, row.clone());
+        let forgotten = shard.insert(revision, row.clone());
+        drop(shard);
+        drop(forgotten);
         Some(row)
     }
 
     /// Keeps a row; one heavier than half a shard's budget is not kept.
     pub fn insert(&self, revision: Revision, row: Bytes) {
-        self.shard(revision).lock().insert(revision, row);
+        let forgotten = self.shard(revision).lock().insert(revision, row);
+        drop(forgotten);
     }
 
     fn shard(&self, revision: Revision) -> &Mutex<Shard> {
@@ -70,7 +75,7 @@ impl RowCache {
 
     #[cfg(test)]
     fn bytes(&self) -> usize {
-        let weigh = |map: &HashMap<Revision, Bytes>| -> usize { map.values().map(weight).sum() };
+        let weigh = |map: &Generation| -> usize { map.values().map(weight).sum() };
         self.shards
             .iter()
             .map(|shard| {
@@ -86,18 +91,23 @@ fn weight(row: &Bytes) -> usize {
 }
 
 impl Shard {
-    fn insert(&mut self, revision: Revision, row: Bytes) {
+    /// Inserts a row and returns what it made the shard forget, to be dropped without the lock: freeing many rows
+    /// takes its time.
+    fn insert(&mut self, revision: Revision, row: Bytes) -> Generation {
         let weight = weight(&row);
+        let mut forgotten = Generation::new();
         if weight > self.half_bytes {
-            return;
+            return forgotten;
         }
         if self.new_bytes + weight > self.half_bytes {
-            self.old = std::mem::take(&mut self.new);
+            let full = std::mem::take(&mut self.new);
+            forgotten = std::mem::replace(&mut self.old, full);
             self.new_bytes = 0;
         }
         if self.new.insert(revision, row).is_none() {
             self.new_bytes += weight;
         }
+        forgotten
     }
 }
 

@@ -83,7 +83,7 @@ impl Keyspace {
     }
 
     /// What readers see at this moment, with compaction held back from `revision` (≤ 0: the present one) for as
-    /// long as the view lives.
+    /// long as the view lives. One that is compacted already holds nothing back.
     pub fn view(&self, revision: i64) -> ReadView<'_> {
         let compacted = self.compacted();
         let mut current = 0;

@@ -1,8 +1,8 @@
 //! Multi-version keys: every write has a revision, every revision above the last compaction can be read.
 //!
-//! [`keyspace`] holds what apply and readers share: the key [`index`], the [`pending`] rows with the backend view,
-//! and the [`cache`]. [`view`] reads it at one revision, [`write`] changes it; [`range`], [`txn`], [`hash`] and
-//! [`compact`] are etcd's operations on top; [`restore`] builds it from a backend.
+//! `keyspace` holds what apply and readers share: the key `index`, the `pending` rows with the backend view, and the
+//! `cache`. `view` reads it at one revision, `write` changes it; `range`, `txn`, [`hash`] and `compact` are etcd's
+//! operations on top; `restore` builds it from a backend.
 //!
 //! Invariant: one thread writes; readers see whole revisions, never a part of one, and never wait for a commit.
 

@@ -184,3 +184,72 @@ impl Appender {
         chunk
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, memory::MemoryBackend};
+
+    fn view() -> Arc<dyn View> {
+        MemoryBackend::default().view().unwrap()
+    }
+
+    fn key(main: i64) -> RowKey {
+        RowKey {
+            revision: Revision::new(main, 0),
+            tombstone: false,
+        }
+    }
+
+    fn found(pair: &Pair, main: i64) -> bool {
+        pair.pending(Revision::new(main, 0))
+            .is_some_and(|row| row.key == key(main))
+    }
+
+    #[test]
+    fn rows_leave_with_the_pair_whose_view_holds_them() {
+        let pairs = Pairs::new(view(), 1);
+        let mut appender = Appender::default();
+        let last = 2 + 3 * CHUNK_ROWS as i64 + 7;
+        for main in 2..=last {
+            appender.push(&pairs, key(main), Bytes::from_static(b"row"));
+        }
+        let old = pairs.load();
+        assert!((2..=last).all(|main| found(&old, main)));
+        assert!(!found(&old, 1) && !found(&old, last + 1));
+        // In the middle of the second chunk: only the first one is covered.
+        let flushed = 2 + CHUNK_ROWS as i64 + 5;
+        pairs.flushed(view(), flushed);
+        let new = pairs.load();
+        assert!(!found(&new, 2));
+        assert!((flushed + 1..=last).all(|main| found(&new, main)));
+        let rows: Vec<i64> = new
+            .pending_rows(last - 1)
+            .map(|row| row.key.revision.main)
+            .collect();
+        assert_eq!(rows, (flushed + 1..last).collect::<Vec<_>>());
+        assert!(
+            (2..=last).all(|main| found(&old, main)),
+            "who holds the old pair keeps its rows"
+        );
+        // All of it: the chunk that is being filled stays for the rows to come.
+        pairs.flushed(view(), last);
+        appender.push(&pairs, key(last + 1), Bytes::new());
+        let new = pairs.load();
+        assert_eq!(new.pending_rows(i64::MAX).count(), 1);
+        assert!(found(&new, last + 1));
+        assert_eq!(new.chunks.len(), 1);
+    }
+
+    #[test]
+    fn heavy_rows_fill_a_chunk() {
+        let pairs = Pairs::new(view(), 1);
+        let mut appender = Appender::default();
+        for main in 2..6 {
+            appender.push(&pairs, key(main), vec![0; CHUNK_BYTES_MAX].into());
+        }
+        assert_eq!(pairs.load().chunks.len(), 4);
+        pairs.flushed(view(), 5);
+        assert!(pairs.load().chunks.is_empty(), "and leave at once");
+    }
+}

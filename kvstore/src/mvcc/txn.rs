@@ -234,11 +234,14 @@ fn execute_level(
 /// Decides, checks and executes a transaction for which [`is_read_only`] holds; other operations get no response.
 pub(crate) fn txn_read_only(
     view: &ReadView<'_>,
-    leases: &Leases,
     request: &TxnRequest,
 ) -> Result<TxnResponse, ApplyError> {
     let path = Path::decide(view, request)?;
-    path.check(view, leases, request)?;
+    for op in path.branch(request) {
+        if let Some(Request::RequestRange(range)) = &op.request {
+            check_range(view, range)?;
+        }
+    }
     let run = |op: &RequestOp| {
         let response = match &op.request {
             Some(Request::RequestRange(request)) => {
