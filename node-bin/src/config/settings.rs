@@ -298,9 +298,11 @@ mod tests {
             resolved(&["--cert-file=x"]).unwrap_err(),
             "--cert-file: TLS is not supported yet"
         );
-        assert_eq!(
-            resolved(&["--experimental-peer-skip-client-san-verification"]).unwrap_err(),
-            "--peer-skip-client-san-verification: TLS is not supported yet"
+        let (_, notes) = resolved(&["--experimental-peer-skip-client-san-verification"]).unwrap();
+        assert!(
+            notes
+                .iter()
+                .any(|note| matches!(note, Note::Ignored { .. }))
         );
         assert!(
             resolved(&["--discovery-srv=x"])
