@@ -107,9 +107,7 @@ pub fn decide_cluster_version(
         if target == current {
             return Ok(None);
         }
-        // etcd compares the lowest member's version with its patch, as it was reported; a patch release could then
-        // never take part in a downgrade, so what counts here is its minor version.
-        for from in [current, lowest.to_minor()] {
+        for from in [current, lowest] {
             if !from.may_fall_to(target) {
                 return Err(InvalidDowngrade { from, target });
             }

@@ -168,7 +168,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Carries out the changes, all of them or none, and has them on the disk when it returns.
     fn commit(&self, batch: &Batch) -> Result<(), BackendError>;
 
-    /// The state after the last commit. Costs no copy of any row; rows it holds stay on the disk while it lives.
+    /// The state after the last commit. Costs no copy of any row; rows it holds stay on the disk while it lives, and
+    /// so does the backend: a read that has begun ends well, and a file is released with the last view of it.
     fn view(&self) -> Result<Arc<dyn View>, BackendError>;
 
     /// Bytes a database file of etcd's would have: pages in use and pages freed, which such a file keeps.

@@ -301,13 +301,20 @@ mod tests {
     fn a_view_outlives_its_backend() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let backend = RedbBackend::open(&path, 1 << 20).unwrap();
+        let backend = RedbBackend::open(&path, 0).unwrap();
         let mut batch = Batch::default();
-        batch.put(Bucket::Key, "k", vec![7; 5000]);
+        for key in 0..200u8 {
+            batch.put(Bucket::Key, vec![key], vec![key; 5000]);
+        }
         backend.commit(&batch).unwrap();
         let view = backend.view().unwrap();
         drop(backend);
-        assert_eq!(view.get(Bucket::Key, b"k").unwrap(), Some(vec![7; 5000]));
+        for key in 0..200u8 {
+            assert_eq!(
+                view.get(Bucket::Key, &[key]).unwrap(),
+                Some(vec![key; 5000])
+            );
+        }
     }
 
     #[test]
