@@ -5,6 +5,10 @@
 
 pub mod config;
 pub mod grpc;
+pub mod http;
+pub mod listen;
 pub mod log;
+pub mod member;
 pub mod metrics;
+pub mod start;
 pub mod version;

@@ -1,0 +1,192 @@
+//! Which member of which cluster this is, and the log it starts from: founded, joined or found on disk.
+//!
+//! Depends on raft-node's storage and on the rules in `join` and `config::cluster`. Invariant: nothing is
+//! written before everything that can be checked was checked, and a log that exists is never overwritten.
+
+use std::{io, path::Path};
+
+use kvstore::membership::{Member, json};
+use raft_node::{Storage, StorageError, StorageOptions, wal::Metadata};
+use transport_core::{ClusterId, MemberId};
+
+use super::{
+    asking::PeerClient,
+    join::{self, JoinError, MEMBERS_TIME},
+};
+use crate::{
+    config::{
+        ClusterState, Config,
+        cluster::{ClusterError, InitialCluster, InitialMember, SystemResolver},
+    },
+    version,
+};
+
+/// What a member starts from.
+pub struct Boot {
+    /// Who it is, and of which cluster.
+    pub metadata: Metadata,
+    /// Its log.
+    pub storage: Storage,
+    /// Members that are known before the log tells them, for one that joins.
+    pub remotes: Vec<(MemberId, Vec<String>)>,
+}
+
+/// Why a member does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The initial cluster cannot be used.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The cluster to join could not be learned, or does not fit.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The cluster that is to be founded runs already, with this member in it.
+    #[error("member {0} has already been bootstrapped")]
+    Bootstrapped(MemberId),
+    /// The list of the cluster to join lacks this member.
+    #[error("couldn't find local name {0:?} among the members of the cluster")]
+    Unlisted(String),
+    /// The data directory belongs to another member of the initial cluster.
+    #[error("data directory {path} belongs to member {found}, which the initial cluster calls {name:?}")]
+    OtherMember {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        found: MemberId,
+        /// The name of that member.
+        name: String,
+    },
+    /// The log.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A directory.
+    #[error("cannot access data directory {path}: {source}")]
+    Directory {
+        /// Which one.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Finds out who this member is and opens or creates its log.
+pub async fn boot(config: &Config, options: &StorageOptions, peers: &PeerClient) -> Result<Boot, BootError> {
+    for dir in [&config.data_dir, &config.member_dir(), &config.snap_dir()] {
+        create_private(dir).map_err(|source| BootError::Directory { path: dir.display().to_string(), source })?;
+    }
+    if Storage::exists(options)? {
+        let storage = Storage::open(options)?;
+        let metadata = storage.metadata();
+        is_ours(config, metadata.node_id)?;
+        if !storage.is_empty() {
+            tracing::info!(
+                local_member_id = %metadata.node_id, cluster_id = %metadata.cluster_id,
+                last_index = storage.last_index(), "restarting local member"
+            );
+            return Ok(Boot { metadata, storage, remotes: Vec::new() });
+        }
+        return begin(config, peers, Some(storage), options).await;
+    }
+    begin(config, peers, None, options).await
+}
+
+/// A start without a past: founds a cluster or joins one. `interrupted` is the empty log of an earlier try.
+async fn begin(
+    config: &Config,
+    peers: &PeerClient,
+    interrupted: Option<Storage>,
+    options: &StorageOptions,
+) -> Result<Boot, BootError> {
+    let initial = InitialCluster::parse(&config.initial_cluster)?;
+    let (metadata, members, remotes) = match config.initial_cluster_state {
+        ClusterState::New => {
+            let (metadata, members) = found(config, &initial, peers).await?;
+            (metadata, Some(members), Vec::new())
+        }
+        ClusterState::Existing => {
+            let (metadata, remotes) = existing(config, &initial, peers).await?;
+            (metadata, None, remotes)
+        }
+    };
+    let mut storage = match interrupted {
+        Some(storage) if storage.metadata() == metadata => storage,
+        Some(storage) => {
+            let found = storage.metadata().node_id;
+            let path = config.data_dir.display().to_string();
+            return Err(BootError::OtherMember { path, found, name: String::new() });
+        }
+        None => Storage::create(options, metadata)?,
+    };
+    if let Some(members) = members {
+        let contexts: Vec<_> = members
+            .into_iter()
+            .map(|InitialMember { id, name, peer_urls }| {
+                let member = Member { id, name, peer_urls, ..Member::default() };
+                (id, json::member(&member).into())
+            })
+            .collect();
+        storage.bootstrap(&contexts)?;
+    }
+    Ok(Boot { metadata, storage, remotes })
+}
+
+/// The members of a cluster that is being founded, once nobody knows better.
+async fn found(
+    config: &Config,
+    initial: &InitialCluster,
+    peers: &PeerClient,
+) -> Result<(Metadata, Vec<InitialMember>), BootError> {
+    initial.verify_bootstrap(&config.name, &config.advertise_peer_urls, &SystemResolver::start())?;
+    let members = initial.found(&config.initial_cluster_token)?;
+    let node_id = own(&members, &config.name)?;
+    if join::is_bootstrapped(peers, &initial.remote_urls(&config.name), node_id).await {
+        return Err(BootError::Bootstrapped(node_id));
+    }
+    let cluster_id = InitialCluster::cluster_id(&members);
+    tracing::info!(local_member_id = %node_id, %cluster_id, members = members.len(), "starting local member");
+    Ok((Metadata { node_id, cluster_id }, members))
+}
+
+/// Who this member is in a cluster that runs, and who the others are.
+async fn existing(
+    config: &Config,
+    initial: &InitialCluster,
+    peers: &PeerClient,
+) -> Result<(Metadata, Vec<(MemberId, Vec<String>)>), BootError> {
+    initial.verify_join(&config.name)?;
+    let cluster = join::remote_cluster(peers, &initial.remote_urls(&config.name), MEMBERS_TIME).await?;
+    let members = initial.join(&cluster.peers(), &SystemResolver::start())?;
+    let node_id = own(&members, &config.name)?;
+    let own_version = version::to_store(config.server_version);
+    join::check_versions(peers, &cluster, node_id, own_version, config.request_timeout()).await?;
+    cluster.check_learners(config.max_learners)?;
+    let cluster_id: ClusterId = cluster.id;
+    tracing::info!(local_member_id = %node_id, %cluster_id, "joining an existing cluster");
+    let remotes = cluster.peers().into_iter().filter(|(id, _)| *id != node_id).collect();
+    Ok((Metadata { node_id, cluster_id }, remotes))
+}
+
+fn own(members: &[InitialMember], name: &str) -> Result<MemberId, BootError> {
+    let own = members.iter().find(|member| member.name == name);
+    own.map(|member| member.id).ok_or_else(|| BootError::Unlisted(name.into()))
+}
+
+/// A log decides who a member is, whatever the flags say. But if they give its id another name, somebody
+/// has mixed up the directories of two members, and both would speak for one.
+fn is_ours(config: &Config, found: MemberId) -> Result<(), BootError> {
+    let Ok(initial) = InitialCluster::parse(&config.initial_cluster) else { return Ok(()) };
+    let Ok(members) = initial.found(&config.initial_cluster_token) else { return Ok(()) };
+    match members.into_iter().find(|member| member.id == found) {
+        Some(member) if member.name != config.name => {
+            let path = config.data_dir.display().to_string();
+            Err(BootError::OtherMember { path, found, name: member.name })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Creates a directory for this user alone, with what is missing above it.
+fn create_private(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}

@@ -1,0 +1,79 @@
+//! Messages from other members on their way into raft.
+//!
+//! The database of a snapshot is imported before its message is stepped, so that installing it later is a
+//! rename. Depends on the node's handle. Invariant: a message raft drops by its rules is answered like one
+//! it takes, as Go's node does.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+
+use kvstore::Reader;
+use raft_node::{Node, StepError};
+use transport_core::{
+    MemberId,
+    raftpb::{Message, MessageType},
+};
+use transport_http::{ProcessError, Raft, SnapshotStatus, Transport};
+
+use super::replica::{Answer, import};
+
+/// The transport of this member.
+pub type PeerTransport = Transport<Inbound>;
+
+/// What the transport delivers to.
+pub struct Inbound {
+    /// Tells removed members.
+    pub reader: Reader,
+    /// Where received databases lie.
+    pub snap_dir: PathBuf,
+    /// Set once the node runs; until then every message is refused.
+    pub node: Arc<OnceLock<Node<Answer>>>,
+}
+
+impl Raft for Inbound {
+    async fn process(&self, message: Message) -> Result<(), ProcessError> {
+        let Some(node) = self.node.get() else {
+            return Err(ProcessError::Stopped);
+        };
+        if message.kind() == Some(MessageType::Snapshot) {
+            self.import_database(&message).await?;
+        }
+        node.step(message).await.map_err(|error| match error {
+            StepError::Removed(id) => ProcessError::Removed(id),
+            StepError::NotForUs(id) => ProcessError::NotForUs(id),
+            StepError::Stopped => ProcessError::Stopped,
+            other => ProcessError::Dropped(other.to_string()),
+        })
+    }
+
+    fn is_id_removed(&self, id: MemberId) -> bool {
+        self.reader.is_removed(id)
+    }
+
+    fn report_unreachable(&self, id: MemberId) {
+        if let Some(node) = self.node.get() {
+            node.report_unreachable(id);
+        }
+    }
+
+    fn report_snapshot(&self, id: MemberId, status: SnapshotStatus) {
+        if let Some(node) = self.node.get() {
+            node.report_snapshot(id, status == SnapshotStatus::Finish);
+        }
+    }
+}
+
+impl Inbound {
+    async fn import_database(&self, message: &Message) -> Result<(), ProcessError> {
+        let snapshot = message.snapshot.clone().unwrap_or_default();
+        let dir = self.snap_dir.clone();
+        let imported = tokio::task::spawn_blocking(move || import(&dir, &snapshot)).await;
+        match imported {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(ProcessError::Dropped(error.to_string())),
+            Err(error) => Err(ProcessError::Dropped(format!("importing a database was interrupted: {error}"))),
+        }
+    }
+}
