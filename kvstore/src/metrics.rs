@@ -80,7 +80,7 @@ const DESCRIPTIONS: &[(&str, Kind, Unit, &str)] = &[
 ];
 
 /// Applying longer than this is slow; etcd: `DefaultWarningApplyDuration`.
-pub(crate) const SLOW_APPLY: Duration = Duration::from_millis(100);
+const SLOW_APPLY: Duration = Duration::from_millis(100);
 
 /// The handles.
 pub(crate) struct StoreMetrics {

@@ -24,7 +24,7 @@ use crate::{
     flush::Sizes,
     lease::Leases,
     membership::Membership,
-    metrics::{SLOW_APPLY, StoreMetrics},
+    metrics::StoreMetrics,
     mvcc::{
         Event,
         compact::Job,
@@ -119,11 +119,7 @@ impl Machine {
                 let (op, outcome) = self.dispatch(&mut entry, &request)?;
                 // A read of what is compacted is a success to etcd's metric.
                 let success = matches!(outcome, Ok(_) | Err(ApplyError::Compacted));
-                let took = began.elapsed();
-                self.metrics.applied(op, success, took);
-                if took > SLOW_APPLY {
-                    tracing::warn!(index, op, ?took, "apply request took too long");
-                }
+                self.metrics.applied(op, success, began.elapsed());
                 if let Err(ApplyError::Backend(reason)) = outcome {
                     return Err(FatalError::Read(reason));
                 }
