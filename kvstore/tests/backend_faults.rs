@@ -194,8 +194,7 @@ fn run(storage: &Storage, rows: Rows, random: &mut SmallRng) -> (Rows, Rows) {
 fn created() -> Vec<u8> {
     let storage = Storage::of(Vec::new());
     drop(RedbBackend::create_with(storage.clone(), CACHE_BYTES).unwrap());
-    let file = storage.disk().synced.clone();
-    file
+    storage.disk().synced.clone()
 }
 
 /// Runs with a fault, opens what is left, and goes on, several times over.

@@ -13,10 +13,16 @@ use std::{
 use bytes::Bytes;
 use kvstore::{
     Response, Store, StoreConfig,
-    backend::{Backend, Bucket, memory::MemoryBackend},
+    auth::AuthStore,
+    backend::{Backend, Batch, Bucket, memory::MemoryBackend},
     bolt::read::BoltFile,
-    membership::MembershipEvent,
-    pb::authpb::User,
+    lease::Leases,
+    membership::{Membership, MembershipEvent, json},
+    pb::{
+        authpb::{Role, User},
+        leasepb::Lease,
+    },
+    version::Version,
 };
 use prost::Message;
 use transport_core::{
@@ -119,10 +125,15 @@ fn gos(file: &str, bucket: Bucket) -> Rows {
     rows
 }
 
+fn show_bytes(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
 /// A row for each line, readable where it is text.
 fn show(rows: &Rows) -> String {
-    let escape = |bytes: &[u8]| bytes.escape_ascii().to_string();
-    let line = |(key, value): &(Vec<u8>, Vec<u8>)| format!("{} = {}\n", escape(key), escape(value));
+    let line = |(key, value): &(Vec<u8>, Vec<u8>)| {
+        format!("{} = {}\n", show_bytes(key), show_bytes(value))
+    };
     rows.iter().map(line).collect()
 }
 
@@ -168,6 +179,53 @@ fn the_log_of_go_gives_the_rows_of_go_3_4_except_for_what_it_does_not_know() {
         }
         assert_eq!(show(&ours), show(&gos), "bucket {}", bucket.name());
     }
+}
+
+/// Loads what Go 3.6.16 wrote and writes it again.
+#[test]
+fn rows_of_go_3_6_are_written_as_they_were_read() {
+    let rows = |bucket| gos("go36-snapshot.db", bucket);
+    for (_, row) in rows(Bucket::Members) {
+        let member = json::parse_member(&row).unwrap();
+        assert_eq!(show_bytes(&json::member(&member)), show_bytes(&row));
+    }
+    let same = |again: Vec<u8>, row: Vec<u8>| assert_eq!(show_bytes(&again), show_bytes(&row));
+    for (_, row) in rows(Bucket::AuthUsers) {
+        same(User::decode(&row[..]).unwrap().encode_to_vec(), row);
+    }
+    for (_, row) in rows(Bucket::AuthRoles) {
+        same(Role::decode(&row[..]).unwrap().encode_to_vec(), row);
+    }
+    for (_, row) in rows(Bucket::Lease) {
+        same(Lease::decode(&row[..]).unwrap().encode_to_vec(), row);
+    }
+    let backend = MemoryBackend::default();
+    let mut batch = Batch::default();
+    for bucket in Bucket::ALL {
+        for (key, value) in rows(bucket) {
+            batch.put(bucket, key, value);
+        }
+    }
+    backend.commit(&batch).unwrap();
+    let view = backend.view().unwrap();
+    let membership = Membership::load(&*view).unwrap();
+    let learners: Vec<_> = membership
+        .members()
+        .map(|member| member.is_learner)
+        .collect();
+    assert_eq!(learners, [false, true]);
+    assert_eq!(membership.cluster_version(), Some(Version::new(3, 6, 0)));
+    let auth = AuthStore::load(&*view).unwrap();
+    assert_eq!((auth.revision(), auth.enabled()), (7, false));
+    assert!(auth.user("u1").unwrap().options.unwrap().no_password);
+    let leases = Leases::load(&*view, 2).unwrap();
+    assert_eq!(
+        leases
+            .iter()
+            .map(|(_, times)| times.granted_s)
+            .collect::<Vec<_>>(),
+        [86_400]
+    );
 }
 
 /// What three members of the cluster answered.
