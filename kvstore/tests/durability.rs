@@ -250,10 +250,15 @@ fn apply_waits_for_the_backend_when_the_backlog_is_full_and_not_before() {
     });
     // It comes to a halt within the bound, and reads go on meanwhile.
     let mut reached = 0;
-    while let Ok(round) = seen.recv_timeout(Duration::from_millis(300)) {
-        reached = round;
+    loop {
+        match seen.recv_timeout(Duration::from_millis(500)) {
+            Ok(round) => reached = round,
+            // On a busy machine silence alone says little.
+            Err(_) if reached >= 20 => break,
+            Err(_) => assert!(!writer.is_finished()),
+        }
     }
-    assert!((20..100).contains(&reached), "{reached}");
+    assert!(reached < 100, "{reached}");
     backend.gate(false);
     let log = writer.join().unwrap();
     assert_eq!(log.store.reader().revision(), 211);
