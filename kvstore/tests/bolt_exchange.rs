@@ -211,7 +211,9 @@ fn a_cluster_version_that_is_none_is_not_sent_on() {
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
 }
 
-fn bolt(buckets: &[(&str, &[(&[u8], &[u8])])]) -> Vec<u8> {
+type Row<'a> = (&'a [u8], &'a [u8]);
+
+fn bolt(buckets: &[(&str, &[Row<'_>])]) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     let mut writer = BoltWriter::new(&mut file).unwrap();
     for (name, rows) in buckets {

@@ -1,4 +1,4 @@
-//! etcd's database file format (bbolt), read and written whole: [`read`] walks the rows of a file, [`write`] makes a
+//! etcd's database file format (bbolt), read and written whole: [`read`] walks the rows of a file, [`mod@write`] makes a
 //! file from rows. It is what members exchange and what etcd's tools read; nothing runs on such a file here.
 //!
 //! All numbers are little-endian. A file is pages; two of them are metas, of which the valid one of the later
@@ -6,6 +6,7 @@
 //!
 //! Invariant: this module knows bytes and bounds, and nothing of what a row means.
 
+mod page;
 pub mod read;
 pub mod write;
 
