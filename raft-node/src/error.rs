@@ -17,6 +17,9 @@ pub enum ProposeError {
     /// It was never proposed.
     #[error("too many requests")]
     TooManyRequests,
+    /// The configuration change is of a kind that does not exist. It was never proposed.
+    #[error("unknown kind of configuration change: {0}")]
+    InvalidConfChange(i32),
     /// Another configuration change is not applied yet. It was never proposed.
     #[error("another configuration change is in progress")]
     ConfChangePending,

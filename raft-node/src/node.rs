@@ -119,6 +119,9 @@ impl<R: Send + 'static> Node<R> {
 
     /// Proposes a configuration change, under the change's own id; see [`propose`](Node::propose).
     pub async fn propose_conf_change(&self, change: ConfChange) -> Result<R, ProposeError> {
+        if change.kind().is_none() {
+            return Err(ProposeError::InvalidConfChange(change.change_type));
+        }
         self.submit(Proposal {
             id: change.id,
             kind: EntryType::ConfChange,

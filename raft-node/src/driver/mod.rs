@@ -8,10 +8,14 @@
 //! `advance_append_async`; Readys are reported persisted in order; the applied index only rises and follows
 //! a snapshot only once that is durable and installed; elections start only while everything is durable.
 
+#[cfg(test)]
+mod fuzz_tests;
 mod jobs;
 mod ready;
 mod requests;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 

@@ -5,8 +5,9 @@
 //! entry at the same index, no read misses an acknowledged proposal, nothing panics. Checked in the end:
 //! every acknowledged proposal is there once, every one that failed for certain is not.
 
-mod machine;
-mod store;
+pub(crate) mod machine;
+mod medium;
+pub(crate) mod store;
 mod tests;
 
 use std::{
@@ -25,7 +26,8 @@ use transport_core::{
 
 use self::{
     machine::{Machine, MachineDisk, State, Wire},
-    store::Store,
+    medium::Files,
+    store::{Medium, Store},
 };
 use crate::{
     NodeConfig, ProposeError,
@@ -36,8 +38,13 @@ use crate::{
     persist::{WalTask, persist},
     proposals::Proposal,
     recovery::{Initial, recover},
-    storage::LogStore,
 };
+
+/// How many times as many seeds as usual, for long runs.
+pub(crate) fn seeds_factor() -> u64 {
+    let factor = std::env::var("SIMULATION_SEEDS_FACTOR").ok();
+    factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -55,6 +62,8 @@ struct Weather {
     propose: u32,
     read: u32,
     snapshot_count: u64,
+    /// Real log files on a disk that fails, instead of records in memory.
+    files: bool,
 }
 
 /// A process that is alive.
@@ -83,7 +92,7 @@ struct Running {
 }
 
 struct Member {
-    store: Store,
+    store: Box<dyn Medium>,
     machine: MachineDisk,
     running: Option<Running>,
     boots: u64,
@@ -114,6 +123,7 @@ struct World {
     reads: BTreeMap<u64, u64>,
     reads_done: usize,
     snapshots_sent: usize,
+    failed_writes: usize,
     changes: BTreeSet<u64>,
     last_change: Duration,
 }
@@ -124,7 +134,7 @@ impl World {
         let members = ids
             .iter()
             .map(|id| (MemberId(*id), Bytes::from_static(b"{}")));
-        let (entries, state) = bootstrap_entries(&members.collect::<Vec<_>>());
+        let members: Vec<_> = members.collect();
         let mut world = World {
             seed,
             rng: SmallRng::seed_from_u64(seed),
@@ -140,18 +150,28 @@ impl World {
             reads: BTreeMap::new(),
             reads_done: 0,
             snapshots_sent: 0,
+            failed_writes: 0,
             changes: BTreeSet::new(),
             last_change: Duration::ZERO,
         };
         for id in ids {
-            let mut store = Store::default();
-            store.fill(&entries, &state);
-            world.join(id, store);
+            world.join(id, &members);
         }
         world
     }
 
-    fn join(&mut self, id: u64, store: Store) {
+    /// A new process with an empty log, or with one of a new cluster of `members`.
+    fn join(&mut self, id: u64, members: &[(MemberId, Bytes)]) {
+        let store: Box<dyn Medium> = if self.weather.files {
+            Box::new(Files::new(self.seed ^ (id << 24), members))
+        } else {
+            let mut store = Store::default();
+            if !members.is_empty() {
+                let (entries, state) = bootstrap_entries(members);
+                store.fill(&entries, &state);
+            }
+            Box::new(store)
+        };
         let member = Member {
             store,
             machine: MachineDisk::default(),
@@ -183,7 +203,7 @@ impl World {
             ..NodeConfig::new(MemberId(id), ClusterId(1), Arc::new(metrics::NoopRecorder))
         };
         let mut machine = Machine::open(member.machine.clone());
-        let recovered = recover(member.store.contents(), &mut machine);
+        let recovered = recover(member.store.boot(&mut self.rng), &mut machine);
         let Initial { log, applied } = recovered.expect("a crash never makes a log unusable");
         let metrics = Arc::new(Metrics::register(&metrics::NoopRecorder));
         let removed = member.machine.removed.clone();
@@ -219,18 +239,9 @@ impl World {
         let Some(mut running) = member.running.take() else {
             return;
         };
-        let written = self.rng.random_range(0..=running.wal.len());
-        for task in running.wal.drain(..written) {
-            if let WalTask::Ready(job) = task {
-                // As the writer does it, up to the sync that never came.
-                if job.snapshot.is_some() {
-                    break;
-                }
-                let written = member.store.append(job.hard_state.as_ref(), &job.entries);
-                assert!(written.is_ok());
-            }
-        }
-        member.store.crash(&mut self.rng);
+        member
+            .store
+            .crash(&mut self.rng, mem::take(&mut running.wal));
     }
 
     fn chance(&mut self, per_mille: u32) -> bool {
@@ -312,7 +323,12 @@ impl World {
         }
         running.wal_until = now + pause;
         let mut tasks = mem::take(&mut running.wal);
-        let durable = persist(&mut member.store, &mut tasks).expect("memory does not fail");
+        let Ok(durable) = persist(&mut *member.store, &mut tasks) else {
+            // A failed write ends the process.
+            self.failed_writes += 1;
+            self.crash(id);
+            return;
+        };
         let saved = durable
             .saved
             .into_iter()
@@ -611,7 +627,7 @@ impl World {
         });
         if !self.members.contains_key(&node_id) {
             // Its process starts at once, whether or not the change goes through.
-            self.join(node_id, Store::default());
+            self.join(node_id, &[]);
         }
     }
 

@@ -8,8 +8,18 @@ use transport_core::raftpb::{Entry, HardState, Snapshot};
 
 use crate::{
     StorageError,
+    persist::WalTask,
     storage::{Contents, LogStore},
 };
+
+/// A log store that outlives its process.
+pub(crate) trait Medium: LogStore {
+    /// A new process opens it; what it finds.
+    fn boot(&mut self, rng: &mut SmallRng) -> Contents;
+
+    /// The process dies with these tasks at its writer: some of them may have arrived.
+    fn crash(&mut self, rng: &mut SmallRng, queued: Vec<WalTask>);
+}
 
 #[derive(Clone)]
 enum Record {
@@ -25,7 +35,7 @@ struct Records {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Store(Arc<Mutex<Records>>);
+pub(crate) struct Store(Arc<Mutex<Records>>);
 
 impl LogStore for Store {
     fn append(
@@ -69,15 +79,30 @@ impl LogStore for Store {
     }
 }
 
-impl Store {
-    /// Loses a random part of what was not synced.
-    pub fn crash(&self, rng: &mut SmallRng) {
+impl Medium for Store {
+    fn boot(&mut self, _rng: &mut SmallRng) -> Contents {
+        self.contents()
+    }
+
+    fn crash(&mut self, rng: &mut SmallRng, mut queued: Vec<WalTask>) {
+        let written = rng.random_range(0..=queued.len());
+        for task in queued.drain(..written) {
+            // As the writer does it, up to the sync that never came.
+            let WalTask::Ready(job) = task else { continue };
+            if job.snapshot.is_some() {
+                break;
+            }
+            let appended = self.append(job.hard_state.as_ref(), &job.entries);
+            assert!(appended.is_ok());
+        }
         let mut records = self.0.lock();
         let left = rng.random_range(records.synced..=records.all.len());
         records.all.truncate(left);
         records.synced = left;
     }
+}
 
+impl Store {
     /// What a restart finds, by the rules of etcd's log.
     pub fn contents(&self) -> Contents {
         let records = self.0.lock();

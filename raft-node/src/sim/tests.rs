@@ -25,6 +25,7 @@ const FAIR: Weather = Weather {
     propose: 300,
     read: 100,
     snapshot_count: 50,
+    files: false,
 };
 
 const STORM: Weather = Weather {
@@ -39,13 +40,7 @@ const STORM: Weather = Weather {
 };
 
 fn run(name: &'static str, seeds: std::ops::Range<u64>, weather: &Weather) -> Vec<World> {
-    // For long runs: how many times as many seeds.
-    let more = std::env::var("SIMULATION_SEEDS_FACTOR");
-    let more = more
-        .ok()
-        .and_then(|factor| factor.parse().ok())
-        .unwrap_or(1);
-    let end = seeds.start + (seeds.end - seeds.start) * more;
+    let end = seeds.start + (seeds.end - seeds.start) * seeds_factor();
     (seeds.start..end)
         .map(|seed| {
             let _seed = Seed(seed, name);
@@ -119,6 +114,27 @@ fn five_members_and_a_single_one() {
         let weather = Weather { members, ..STORM };
         run("size", 2000..2020, &weather);
     }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_disks_tear_and_fail() {
+    let weather = Weather {
+        files: true,
+        crash: 5,
+        ..STORM
+    };
+    let worlds = run("files", 3000..3060, &weather);
+    let (acknowledged, _, _, snapshots) = totals(&worlds);
+    let failed: usize = worlds.iter().map(|w| w.failed_writes).sum();
+    let boots: u64 = worlds
+        .iter()
+        .flat_map(|w| w.members.values())
+        .map(|m| m.boots)
+        .sum();
+    println!(
+        "{acknowledged} acknowledged, {snapshots} snapshots, {boots} boots, {failed} failed writes"
+    );
+    assert!(acknowledged > 5_000 && boots > 500 && failed > 20);
 }
 
 #[test]
