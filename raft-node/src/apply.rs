@@ -3,7 +3,7 @@
 //! Results and the applied index leave only after a batch is published, so that whoever has a result finds
 //! it in the next read. A configuration change stops the engine until raft has answered with the
 //! configuration that follows. Depends on the two traits only. Invariant: entries are applied in order and
-//! once; those the state machine contained at start are passed over.
+//! once; of those the state machine contained at start only configuration changes reach it again.
 
 use std::{collections::VecDeque, mem, sync::Arc};
 
@@ -61,7 +61,7 @@ pub(crate) struct Applier<S: StateMachine, T> {
 /// A configuration change whose configuration raft has yet to give.
 struct Changing<R> {
     entry: Entry,
-    /// For its proposer; none when only raft's part was missing.
+    /// For its proposer.
     response: Option<(u64, R)>,
 }
 
@@ -212,18 +212,11 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
     }
 
     fn conf_change(&mut self, entry: Entry, mut change: ConfChange, contained: bool) -> ConfChange {
-        if contained {
-            // Only raft's part is missing.
-            self.waiting = Some(Changing {
-                entry,
-                response: None,
-            });
-            return change;
-        }
         let verdict = self.machine.conf_change(&entry, &change);
         self.waiting = Some(Changing {
             entry,
-            response: Some((change.id, verdict.response)),
+            // Nobody waits for the second answer to a change of long ago.
+            response: (!contained).then_some((change.id, verdict.response)),
         });
         if !verdict.accepted {
             change.node_id = 0;
@@ -281,3 +274,7 @@ impl<R> Default for Applied<R> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

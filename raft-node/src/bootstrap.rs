@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use transport_core::{
     MemberId,
-    raftpb::{ConfChange, ConfChangeType, Entry, EntryType, HardState},
+    raftpb::{ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState},
 };
 
 /// The entries and hard state of a new cluster of `members`, each with its context: the JSON of the member
@@ -37,6 +37,43 @@ pub fn bootstrap_entries(members: &[(MemberId, Bytes)]) -> (Vec<Entry>, HardStat
         commit: entries.len() as u64,
     };
     (entries, state)
+}
+
+/// The entries that make `own` the only member of a cluster whose others are lost for good: each other
+/// member is removed, and `own` is added with its context if it is not a voter. They follow `last` (index and
+/// term) and are committed by decree.
+///
+/// etcd: server/etcdserver/raft.go, `createConfigChangeEnts`.
+pub(crate) fn sole_member_entries(
+    state: &ConfState,
+    own: MemberId,
+    context: &Bytes,
+    last: (u64, u64),
+) -> Vec<Entry> {
+    let add = ConfChange {
+        id: 0,
+        change_type: ConfChangeType::AddNode as i32,
+        node_id: own.0,
+        context: context.clone(),
+    };
+    let add = (!state.voters.contains(&own.0)).then_some(add);
+    let others = state.voters.iter().chain(&state.learners);
+    let remove = others.filter(|id| **id != own.0).map(|id| ConfChange {
+        id: 0,
+        change_type: ConfChangeType::RemoveNode as i32,
+        node_id: *id,
+        context: Bytes::new(),
+    });
+    // The addition first: raft-rs never lets the last voter go.
+    (last.0 + 1..)
+        .zip(add.into_iter().chain(remove))
+        .map(|(index, change)| Entry {
+            entry_type: EntryType::ConfChange as i32,
+            term: last.1,
+            index,
+            data: change.encode_gogo(),
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -125,3 +125,67 @@ impl Metrics {
         self.dropped[reason as usize].increment(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use metrics::{Histogram, SharedString, Unit};
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Names {
+        described: Mutex<BTreeMap<String, char>>,
+        registered: Mutex<BTreeMap<String, char>>,
+    }
+
+    impl Recorder for Names {
+        fn describe_counter(&self, key: KeyName, _: Option<Unit>, _: SharedString) {
+            let before = self.described.lock().insert(key.as_str().into(), 'c');
+            assert_eq!(before, None, "described once");
+        }
+        fn describe_gauge(&self, key: KeyName, _: Option<Unit>, _: SharedString) {
+            let before = self.described.lock().insert(key.as_str().into(), 'g');
+            assert_eq!(before, None, "described once");
+        }
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            self.registered.lock().insert(key.name().into(), 'c');
+            Counter::noop()
+        }
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            self.registered.lock().insert(key.name().into(), 'g');
+            Gauge::noop()
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn names_and_types_are_etcds() {
+        let names = Names::default();
+        let metrics = Metrics::register(&names);
+        assert_eq!(metrics.dropped.len(), DropReason::ALL.len());
+        let expected: BTreeMap<String, char> = [
+            ("etcd_server_has_leader", 'g'),
+            ("etcd_server_heartbeat_send_failures_total", 'c'),
+            ("etcd_server_is_leader", 'g'),
+            ("etcd_server_leader_changes_seen_total", 'c'),
+            ("etcd_server_proposals_applied_total", 'g'),
+            ("etcd_server_proposals_committed_total", 'g'),
+            ("etcd_server_proposals_failed_total", 'c'),
+            ("etcd_server_proposals_pending", 'g'),
+            ("etcd_server_read_indexes_failed_total", 'c'),
+            ("etcd_server_slow_read_indexes_total", 'c'),
+            ("etcd_server_snapshot_apply_in_progress_total", 'g'),
+            ("raft_node_messages_dropped_total", 'c'),
+        ]
+        .map(|(name, kind)| (name.into(), kind))
+        .into();
+        assert_eq!(*names.registered.lock(), expected);
+        assert_eq!(*names.described.lock(), expected);
+    }
+}

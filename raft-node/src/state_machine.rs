@@ -1,8 +1,8 @@
 //! The replicated state machine, as the node sees it.
 //!
 //! Owned by this crate, implemented by whoever stores data. Depends on message types only. Invariant: the
-//! apply thread is the only caller, entries come in order of index and each one once, except for those a
-//! restart finds already contained (`index <= applied()`), which are not handed over again.
+//! apply thread is the only caller, and entries come in order of index and each one once: those a restart
+//! finds already contained (`index <= applied()`) are not handed over again.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -36,6 +36,10 @@ pub trait StateMachine: Send + 'static {
     /// Applies a configuration entry to the membership and says whether it is accepted. raft's own
     /// configuration follows as the very next call, see [`conf_state`](StateMachine::conf_state); the entry
     /// must not become durable before it.
+    ///
+    /// Only a state machine without a [stored configuration](StateMachine::stored_conf_state) is asked a
+    /// second time, after a restart, about changes it contains: then it must answer as it did and change
+    /// nothing, and no configuration follows.
     fn conf_change(
         &mut self,
         entry: &Entry,

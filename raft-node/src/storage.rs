@@ -9,12 +9,14 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use transport_core::{
     MemberId,
-    raftpb::{Entry, HardState, Snapshot},
+    raftpb::{Entry, EntryType, HardState, Snapshot},
 };
 
 use crate::{
     SharedRecorder,
-    bootstrap::bootstrap_entries,
+    admit::parse_conf_change,
+    bootstrap::{bootstrap_entries, sole_member_entries},
+    conf_change::follow,
     disk::Disk,
     snap::{SnapError, SnapMetrics, Snapshotter},
     wal::{self, Metadata, Prepare, Wal, WalError, WalMetrics, WalOptions, WalSnapshot},
@@ -174,6 +176,51 @@ impl Storage {
         self.store.sync()?;
         self.contents.entries = entries;
         self.contents.hard_state = hard_state;
+        Ok(())
+    }
+
+    /// Makes this member the only one of its cluster, for when the others are lost for good: entries that
+    /// are not committed go, and entries that remove every other member are committed in their place. What
+    /// the lost members had acknowledged and this one had not received is lost with them.
+    ///
+    /// `applied` is what the state machine contains, which counts as committed: a commit index is written
+    /// without a sync. `context` describes this member as in [`bootstrap`](Storage::bootstrap); it is used only if the member
+    /// does not vote yet. etcd: `--force-new-cluster`, server/etcdserver/bootstrap.go.
+    pub fn force_new_cluster(&mut self, applied: u64, context: &Bytes) -> Result<(), StorageError> {
+        let contents = &mut self.contents;
+        let base = contents.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+        let (base, start) = base.map_or_else(Default::default, |metadata| {
+            let state = metadata.conf_state.clone().unwrap_or_default();
+            ((metadata.index, metadata.term), state)
+        });
+        let committed = contents
+            .hard_state
+            .commit
+            .max(applied)
+            .saturating_sub(base.0);
+        contents
+            .entries
+            .truncate(usize::try_from(committed).unwrap_or(usize::MAX));
+        let changes = contents
+            .entries
+            .iter()
+            .filter(|e| e.kind() == Some(EntryType::ConfChange));
+        let changes = changes.filter_map(|entry| parse_conf_change(&entry.data));
+        let state = changes.fold(start, |state, change| follow(&state, &change));
+        let last = contents.entries.last().map_or(base, |e| (e.index, e.term));
+
+        let term = contents.hard_state.term.max(last.1);
+        let own = self.metadata.node_id;
+        let entries = sole_member_entries(&state, own, context, (last.0, term));
+        let hard_state = HardState {
+            term,
+            commit: last.0 + entries.len() as u64,
+            ..contents.hard_state
+        };
+        self.store.append(Some(&hard_state), &entries)?;
+        self.store.sync()?;
+        contents.entries.extend(entries);
+        contents.hard_state = hard_state;
         Ok(())
     }
 

@@ -4,14 +4,16 @@
 //! term, positions around its log and commit index, terms of entries as it knows them. Disk and state
 //! machine keep up at random.
 
+use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use transport_core::{
     ClusterId,
-    raftpb::{Entry, SnapshotMetadata},
+    raftpb::{Entry, EntryType as EntryKind, MessageType, SnapshotMetadata},
 };
 
 use super::*;
 use crate::{
+    admit,
     apply::Applier,
     persist::persist,
     proposals::Proposal,
@@ -367,8 +369,6 @@ impl Fuzz {
         }
     }
 }
-
-use transport_core::raftpb::EntryType as EntryKind;
 
 #[test]
 fn no_admitted_message_ends_the_driver() {

@@ -1,15 +1,19 @@
 //! The engine around `raft::RawNode`: inputs and the time go in, effects come out.
 //!
 //! No thread, clock or I/O lives here: [`Driver`] is a value that the raft thread feeds and whose
-//! [`Effects`] it carries out; a simulation does the same in virtual time. `ready` holds the contract with
-//! raft-rs' asynchronous Ready, `requests` proposals and reads, `snapshots` what log compaction needs.
+//! [`Effects`] it carries out; a simulation does the same in virtual time. `inbound` takes received
+//! messages, `ready` holds the contract with raft-rs' asynchronous Ready, `requests` proposals and reads,
+//! `snapshots` what log compaction needs.
 //!
 //! Invariants, each of which raft-rs would end the process over: nothing is stepped between `ready` and
 //! `advance_append_async`; Readys are reported persisted in order; the applied index only rises and follows
 //! a snapshot only once that is durable and installed; elections start only while everything is durable.
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod fuzz_tests;
+mod inbound;
 mod jobs;
 mod ready;
 mod requests;
@@ -19,18 +23,16 @@ mod tests;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use raft::{Config, RawNode, StateRole};
 use tokio::sync::oneshot;
 use transport_core::{
     MemberId,
-    raftpb::{ConfChange, ConfState, HardState, Message, MessageType, Snapshot},
+    raftpb::{ConfChange, ConfState, HardState, Message, Snapshot},
 };
 
 use self::{jobs::Jobs, snapshots::Snapshots};
 use crate::{
     Leadership, NodeConfig, ProposeError, ReadError, Role, TransferError,
-    admit::{self, DropReason, View},
     apply::ApplyTask,
     conf_change,
     election::Election,
@@ -39,11 +41,8 @@ use crate::{
     outbound::Heartbeats,
     persist::WalTask,
     proposals::{Appended, Held},
-    read_index::{Origin, ReadIndex},
+    read_index::ReadIndex,
 };
-
-/// Payloads below this are copied out of the buffer they were received in, which they would keep alive.
-const COPY_BELOW_BYTES: usize = 16 << 10;
 
 /// Tells whether a member was removed for good.
 pub(crate) type IsRemoved = Arc<dyn Fn(MemberId) -> bool + Send + Sync>;
@@ -191,14 +190,6 @@ impl Driver {
         self.election.settle(&mut self.raw.raft);
     }
 
-    /// Takes a received message, if the rules admit it.
-    pub fn message(&mut self, now: Duration, message: Message) {
-        match self.admit(&message) {
-            Ok(kind) => self.step(now, kind, message),
-            Err(reason) => self.dropped(reason, &message),
-        }
-    }
-
     /// One tick of the clock.
     pub fn tick(&mut self, now: Duration) {
         // An election needs everything durable, so its clock stands still meanwhile. A leader's heartbeats
@@ -233,117 +224,6 @@ impl Driver {
             self.ready(now);
         }
         std::mem::take(&mut self.effects)
-    }
-
-    fn admit(&self, message: &Message) -> Result<MessageType, DropReason> {
-        let raft = &self.raw.raft;
-        let log = &raft.raft_log;
-        let term_at = |index| {
-            // raft-rs answers 0 for positions it does not have.
-            let known = index + 1 >= log.first_index() && index <= log.last_index();
-            log.term(index).ok().filter(|_| known)
-        };
-        admit::admit(
-            message,
-            &View {
-                id: self.id,
-                term: raft.term,
-                is_leader: raft.state == StateRole::Leader,
-                committed: log.committed,
-                last_index: log.last_index(),
-                term_at: &term_at,
-                is_removed: &*self.is_removed,
-                backlog: self.backlog(),
-            },
-        )
-    }
-
-    fn step(&mut self, now: Duration, kind: MessageType, mut message: Message) {
-        match kind {
-            MessageType::ReadIndex if self.is_leader() => {
-                let context = message.entries.pop().unwrap_or_default().data;
-                let from = MemberId(message.from);
-                self.reads.add(
-                    now,
-                    Origin::Remote {
-                        from,
-                        context: Bytes::copy_from_slice(&context),
-                    },
-                );
-                return;
-            }
-            MessageType::Append | MessageType::Propose => own_payloads(&mut message),
-            _ => {}
-        }
-        let from = message.from;
-        let Ok(mut message) = raft::eraftpb::Message::try_from(message) else {
-            self.metrics.message_dropped(DropReason::UnknownType);
-            return;
-        };
-        if kind == MessageType::TimeoutNow && !self.may_campaign() {
-            self.timeout_now = Some(message);
-            return;
-        }
-        let stepped = if kind == MessageType::Propose && self.is_leader() {
-            self.append_as_leader(message.take_entries().into_vec())
-        } else {
-            self.raw.step(message)
-        };
-        match stepped {
-            Ok(()) => {}
-            Err(raft::Error::StepPeerNotFound) => {
-                self.metrics.message_dropped(DropReason::UnknownMember);
-            }
-            Err(raft::Error::ProposalDropped) => {
-                self.metrics.message_dropped(DropReason::ProposalDropped);
-            }
-            Err(error) => {
-                tracing::warn!(remote_peer_id = %MemberId(from), %error, "raft refused a message");
-            }
-        }
-        self.election.settle(&mut self.raw.raft);
-    }
-
-    fn dropped(&mut self, reason: DropReason, message: &Message) {
-        self.metrics.message_dropped(reason);
-        let from = MemberId(message.from);
-        match reason {
-            DropReason::LogLost if !self.log_lost => {
-                self.log_lost = true;
-                tracing::error!(
-                    local_member_id = %self.id,
-                    remote_peer_id = %from,
-                    commit = message.commit,
-                    last_index = self.raw.raft.raft_log.last_index(),
-                    "the leader counts on entries this member does not have: its log was lost; \
-                     remove the member and add it again"
-                );
-            }
-            DropReason::ConflictsCommitted => tracing::error!(
-                local_member_id = %self.id,
-                remote_peer_id = %from,
-                term = message.term,
-                index = message.index,
-                "a message contradicts entries that are committed here"
-            ),
-            _ => tracing::debug!(
-                remote_peer_id = %from,
-                message_type = message.msg_type,
-                reason = reason.as_str(),
-                "dropped a message"
-            ),
-        }
-    }
-
-    fn retry_timeout_now(&mut self) {
-        if self.timeout_now.is_some()
-            && self.may_campaign()
-            && let Some(message) = self.timeout_now.take()
-        {
-            // raft ignores it if the term has moved on.
-            let _ = self.raw.step(message);
-            self.election.settle(&mut self.raw.raft);
-        }
     }
 
     fn conf_change(&mut self, change: &ConfChange) {
@@ -409,17 +289,6 @@ impl Driver {
                 "the disk does not finish a write; handing leadership over"
             );
             self.raw.transfer_leader(heir);
-        }
-    }
-
-    /// Why received entries have nowhere to go, if so.
-    fn backlog(&self) -> Option<DropReason> {
-        if self.unapplied_bytes > self.config.apply_backlog_bytes_max {
-            Some(DropReason::ApplyBacklog)
-        } else if self.jobs.bytes() > self.config.wal_backlog_bytes_max {
-            Some(DropReason::WalBacklog)
-        } else {
-            None
         }
     }
 
@@ -498,14 +367,5 @@ fn raft_config(config: &NodeConfig, applied: u64) -> Config {
         check_quorum: true,
         pre_vote: config.pre_vote,
         ..Config::default()
-    }
-}
-
-/// Copies small payloads, so that a few bytes in the log do not keep a whole receive buffer alive.
-fn own_payloads(message: &mut Message) {
-    for entry in &mut message.entries {
-        if entry.data.len() < COPY_BELOW_BYTES {
-            entry.data = Bytes::copy_from_slice(&entry.data);
-        }
     }
 }

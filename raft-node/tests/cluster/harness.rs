@@ -363,6 +363,15 @@ impl Cluster {
         self.run(member.id, storage, member.machine)
     }
 
+    /// Starts a stopped member as the only one of its cluster.
+    pub fn force_new(&mut self, member: Member) -> Result<(), StartError> {
+        let disk: Arc<dyn Disk> = Arc::new(raft_node::disk::RealDisk);
+        let mut storage = Storage::open(&options(disk, &member.dir))?;
+        let applied = lock(&member.machine.state).applied.0;
+        storage.force_new_cluster(applied, &Bytes::from_static(b"{}"))?;
+        self.run(member.id, storage, member.machine)
+    }
+
     pub async fn stop_all(&mut self) {
         for id in self.members.keys().copied().collect::<Vec<_>>() {
             self.stop(id).await;

@@ -353,6 +353,32 @@ async fn a_panic_in_the_state_machine_ends_the_node_with_its_reason() {
     cluster.stop_all().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_member_can_be_made_a_cluster_of_its_own() {
+    let mut cluster = Cluster::with(3, 20, &|_| Arc::new(RealDisk));
+    for id in [1, 2, 3].repeat(15) {
+        cluster.put_surely(id).await;
+    }
+    let before = cluster.agreed().await.requests;
+    for id in 1..=2 {
+        cluster.stop(id).await;
+    }
+    let survivor = cluster.stop(3).await;
+    cluster.force_new(survivor).expect("it starts");
+    cluster.put_surely(3).await;
+    let state = cluster.agreed().await;
+    assert_eq!(state.voters, [3].into());
+    assert_eq!(state.removed, [1, 2].into());
+    assert_eq!(state.requests[..before.len()], before);
+    // And it stays one.
+    let again = cluster.stop(3).await;
+    cluster
+        .restart(again, Arc::new(RealDisk))
+        .expect("it starts again");
+    cluster.put_surely(3).await;
+    cluster.stop_all().await;
+}
+
 #[tokio::test]
 async fn a_log_of_another_member_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
