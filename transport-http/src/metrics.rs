@@ -30,6 +30,7 @@ pub(crate) const SNAP_DB_FSYNC_SECONDS: &str = "etcd_snap_db_fsync_duration_seco
 const QUEUE_BYTES: &str = "rafthttp_queue_bytes";
 const DROPPED_MESSAGES: &str = "rafthttp_dropped_messages_total";
 const FLUSH_BYTES: &str = "rafthttp_flush_bytes";
+const STREAM_ATTACHED: &str = "rafthttp_stream_attached";
 
 /// The `From` label for a snapshot sender nobody here knows.
 pub(crate) const UNKNOWN_SNAPSHOT_SENDER: &str = "UNKNOWN_SNAPSHOT_SENDER";
@@ -44,7 +45,7 @@ enum Kind {
     Histogram,
 }
 
-const DESCRIPTIONS: [(&str, Kind, Unit, &str); 18] = [
+const DESCRIPTIONS: [(&str, Kind, Unit, &str); 19] = [
     (
         ACTIVE_PEERS,
         Kind::Gauge,
@@ -152,6 +153,12 @@ const DESCRIPTIONS: [(&str, Kind, Unit, &str); 18] = [
         Kind::Histogram,
         Unit::Bytes,
         "Size of one write to a stream.",
+    ),
+    (
+        STREAM_ATTACHED,
+        Kind::Gauge,
+        Unit::Count,
+        "Whether the peer reads this stream of ours (1) or not (0).",
     ),
 ];
 
@@ -369,6 +376,12 @@ impl PeerMetrics {
             remote: self.remote.clone(),
             dropped: [const { OnceLock::new() }; REASONS],
         }
+    }
+
+    /// Whether a connection is attached to a stream.
+    pub(crate) fn stream_attached(&self, queue: Queue) -> Gauge {
+        let labels = [("Remote", self.remote.as_str()), ("stream", queue.name())];
+        gauge(&self.recorder, STREAM_ATTACHED, &labels)
     }
 
     /// Sizes of the writes of a stream; one series for all peers.

@@ -190,12 +190,25 @@ pub fn rejoin(cluster: &mut Cluster, runtime: &Runtime, victim: usize) -> Outcom
             .iter()
             .find(|member| member.peer_urls.contains(&peer_url));
         if let Some(old) = old {
-            client.member_remove(old.id).await?;
+            until_healthy(async || client.clone().member_remove(old.id).await).await?;
         }
-        client.member_add(&peer_url).await
+        until_healthy(async || client.clone().member_add(&peer_url).await.map(drop)).await
     })?;
     cluster.wipe(victim)?;
     cluster.start(victim)
+}
+
+/// Repeats a change of the membership: members refuse one while they have been connected to the others for
+/// less than five seconds.
+async fn until_healthy(change: impl AsyncFn() -> Outcome) -> Outcome {
+    let deadline = Instant::now() + LEADER_DEADLINE;
+    loop {
+        match change().await {
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
 /// Every member tells the same history, and the hashes agree at three revisions.

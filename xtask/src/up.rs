@@ -120,20 +120,16 @@ fn unattached(cluster: &Cluster) -> Outcome<Option<String>> {
                 2.0 * others
             )));
         }
-        for name in [
-            "etcd_network_peer_sent_bytes_total",
-            "etcd_network_peer_received_bytes_total",
-        ] {
-            // Link heartbeats are received "from 0"; only real members count.
-            let carried = http_get::samples(&scrape, name)
-                .filter(|(labels, value)| *value > 0.0 && !labels.contains("\"0\""))
-                .count();
-            if carried as f64 != others {
-                return Ok(Some(format!(
-                    "{}: {name} > 0 for {carried} members, not {others}",
-                    member.name
-                )));
-            }
+        // Every message and link heartbeat to a member counts here; what is received of link heartbeats
+        // has no sender, so two followers may have received nothing from each other.
+        let sent = http_get::samples(&scrape, "etcd_network_peer_sent_bytes_total");
+        let carried = sent.filter(|(_, value)| *value > 0.0).count();
+        if carried as f64 != others {
+            return Ok(Some(format!("{} has sent bytes to {carried} members, not {others}", member.name)));
+        }
+        let received = http_get::metric_sum(&scrape, "etcd_network_peer_received_bytes_total");
+        if received.unwrap_or_default() <= 0.0 {
+            return Ok(Some(format!("{} has received no bytes", member.name)));
         }
     }
     Ok(None)

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use metrics::Histogram;
+use metrics::{Gauge, Histogram};
 use parking_lot::Mutex;
 use transport_core::{
     MemberId,
@@ -46,6 +46,7 @@ pub(crate) struct StreamWriter {
     pub(crate) metrics: Arc<PeerMetrics>,
     pub(crate) queue_metrics: QueueMetrics,
     pub(crate) flush_bytes: Histogram,
+    attached_gauge: Gauge,
     pub(crate) follower: Arc<Mutex<FollowerStats>>,
     attached: AtomicBool,
     state: Mutex<State>,
@@ -95,6 +96,7 @@ impl StreamWriter {
             peer,
             queue_metrics: metrics.queue(queue(kind)),
             flush_bytes: metrics.flush_bytes(queue(kind)),
+            attached_gauge: metrics.stream_attached(queue(kind)),
             env,
             activity,
             metrics,
@@ -150,6 +152,7 @@ impl StreamWriter {
         state.connection = state.connections;
         let number = state.connection;
         self.attached.store(true, Ordering::Relaxed);
+        self.attached_gauge.set(1.0);
         drop(state);
         // Woken, it finds itself replaced and ends its response.
         old.into_iter().for_each(Waker::wake);
@@ -228,6 +231,7 @@ impl StreamWriter {
         state.connection = 0;
         state.waiting = None;
         self.attached.store(false, Ordering::Relaxed);
+        self.attached_gauge.set(0.0);
         let cleared = state.lane.clear().messages;
         self.queue_metrics.bytes.set(0.0);
         cleared
