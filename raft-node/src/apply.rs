@@ -5,7 +5,11 @@
 //! configuration that follows. Depends on the two traits only. Invariant: entries are applied in order and
 //! once; of those the state machine contained at start only configuration changes reach it again.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::{Arc, atomic::Ordering},
+};
 
 use transport_core::{
     MemberId,
@@ -169,11 +173,7 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
             }
             ApplyTask::Send(message) => report.unsent.extend(self.send(*message)),
             ApplyTask::TakeSnapshot => {
-                let taken = self.machine.durable_snapshot().unwrap_or_else(|error| {
-                    tracing::error!(%error, "the state machine gave no snapshot; trying again later");
-                    None
-                });
-                report.taken = Some(taken);
+                report.taken = Some(self.take_snapshot());
             }
             ApplyTask::Leadership { is_leader, term } => {
                 self.machine.leadership(is_leader, term);
@@ -236,6 +236,25 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
             report.responses = mem::take(&mut self.responses);
         }
         report
+    }
+
+    /// A snapshot for the `.snap` file, unless a crash would take some of what it stands for.
+    fn take_snapshot(&mut self) -> Option<Snapshot> {
+        let snapshot = self.machine.durable_snapshot().unwrap_or_else(|error| {
+            tracing::error!(%error, "the state machine gave no snapshot; trying again later");
+            None
+        })?;
+        let index = snapshot.metadata.as_ref().map_or(0, |m| m.index);
+        let durable = self.machine.durable().load(Ordering::Acquire);
+        if index > durable {
+            tracing::error!(
+                index,
+                durable,
+                "the state machine gave a snapshot that is not durable"
+            );
+            return None;
+        }
+        Some(snapshot)
     }
 
     /// Sends a snapshot of now, which may be newer than the one raft had in mind. The member to which it

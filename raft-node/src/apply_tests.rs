@@ -15,6 +15,7 @@ struct Diary {
     /// Members whose changes are refused.
     refused: u64,
     fails: bool,
+    durable: u64,
 }
 
 impl StateMachine for Diary {
@@ -28,7 +29,7 @@ impl StateMachine for Diary {
         None
     }
     fn durable(&self) -> Arc<AtomicU64> {
-        Arc::default()
+        Arc::new(self.durable.into())
     }
     fn apply(&mut self, entry: Entry) -> Option<(u64, u64)> {
         self.applied = (entry.index, entry.term);
@@ -244,7 +245,10 @@ fn what_the_machine_contains_is_not_applied_again() {
 
 #[test]
 fn tasks_keep_their_order() {
-    let (mut engine, sent) = engine(Diary::default());
+    let (mut engine, sent) = engine(Diary {
+        durable: 6,
+        ..Diary::default()
+    });
     let message = Message {
         to: 2,
         snapshot: Some(at(4)),
@@ -298,9 +302,14 @@ fn an_image_that_fails_or_is_too_old_is_reported() {
     let report = engine.run().expect("sound").expect("a report");
     assert_eq!(report.taken, Some(None), "tried again later");
     engine.machine.fails = false;
+    engine.machine.applied = (3, 1);
+    engine.machine.durable = 2;
+    engine.add([ApplyTask::TakeSnapshot]);
+    let report = engine.run().expect("sound").expect("a report");
+    assert_eq!(report.taken, Some(None), "index 3 is not durable");
     engine.add([ApplyTask::Send(Box::new(message))]);
     let report = engine.run().expect("sound").expect("a report");
-    assert_eq!(report.unsent, [MemberId(2)], "index 0 is below 4");
+    assert_eq!(report.unsent, [MemberId(2)], "index 3 is below 4");
     assert!(sent.0.lock().is_empty());
 }
 

@@ -35,7 +35,7 @@ pub struct NodeConfig {
     pub uncommitted_bytes_max: u64,
     /// Bytes of received messages that wait for the raft thread; more make [`step`](crate::Node::step) wait.
     pub inbox_bytes_max: usize,
-    /// Bytes of local proposals without a result; more are refused.
+    /// Bytes of local proposals that wait to be handed to raft; more are refused.
     pub proposal_bytes_max: usize,
     /// Bytes of committed entries the state machine has not applied; above it received appends are dropped.
     pub apply_backlog_bytes_max: usize,

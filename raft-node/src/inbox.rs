@@ -1,8 +1,8 @@
 //! What waits for the raft thread, and the mailbox of the two threads behind it.
 //!
 //! Producers push under a short lock and wake the thread only when it sleeps; the thread takes everything
-//! at once. Invariant: received messages are bounded in bytes, local proposals by the table of their
-//! waiters, and events by what the raft thread itself has under way.
+//! at once. Invariant: received messages, local proposals and reads are bounded by the room they take, and
+//! events by what the raft thread itself has under way.
 
 use std::{
     mem,
@@ -13,10 +13,35 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
 use transport_core::raftpb::Message;
 
-use crate::{ReadError, StepError, driver::Event, proposals::Proposal};
+use crate::{ReadError, StepError, driver::Event, proposals::Proposal, room::Room};
 
-/// Who waits for a read index.
-pub(crate) type ReadWaiter = oneshot::Sender<Result<u64, ReadError>>;
+/// Events above which remarks that may be lost are lost.
+const REMARKS_MAX: usize = 4096;
+
+/// Who waits for an index.
+pub(crate) struct ReadWaiter {
+    answer: oneshot::Sender<Result<u64, ReadError>>,
+    /// What it takes of the bound on waiting readers.
+    _room: Room,
+}
+
+impl ReadWaiter {
+    pub fn new(room: Room) -> (Self, oneshot::Receiver<Result<u64, ReadError>>) {
+        let (answer, waiting) = oneshot::channel();
+        (
+            ReadWaiter {
+                answer,
+                _room: room,
+            },
+            waiting,
+        )
+    }
+
+    pub fn answer(self, result: Result<u64, ReadError>) {
+        // The reader may have given up.
+        let _ = self.answer.send(result);
+    }
+}
 
 /// Everything that arrived since the last turn.
 #[derive(Default)]
@@ -33,6 +58,8 @@ struct State {
     message_bytes: usize,
     /// Whether the thread sleeps and nobody has woken it yet.
     asleep: bool,
+    /// Whether the thread waits for its disk.
+    awaits_disk: bool,
     stopped: bool,
 }
 
@@ -95,6 +122,16 @@ impl Inbox {
         self.push(|batch| batch.reads.push(waiter))
     }
 
+    /// Adds a remark of an outsider, unless too many wait already.
+    pub fn remark(&self, event: Event) {
+        // An inbox that is closed needs no news.
+        let _ = self.push(|batch| {
+            if batch.events.len() < REMARKS_MAX {
+                batch.events.push(event);
+            }
+        });
+    }
+
     pub fn event(&self, event: Event) -> Result<(), Closed> {
         self.push(|batch| batch.events.push(event))
     }
@@ -104,6 +141,18 @@ impl Inbox {
         let mut state = self.state.lock();
         if !state.stopped {
             state.batch.events.push(event);
+        }
+    }
+
+    /// Adds the news that something is durable; wakes the thread only if it has use for it now. At a follower
+    /// it mostly has not: what was to be sent then has left, and the commit comes with another message.
+    pub fn persisted(&self, number: u64) {
+        let mut state = self.state.lock();
+        if !state.stopped {
+            state.batch.events.push(Event::Persisted { number });
+            if state.awaits_disk {
+                self.wake(state);
+            }
         }
     }
 
@@ -126,9 +175,11 @@ impl Inbox {
     }
 
     /// Sleeps until something arrives or the deadline passes, then swaps everything into `batch`, which
-    /// must be empty. False once the inbox is closed.
-    pub fn drain(&self, batch: &mut Batch, deadline: Instant) -> bool {
+    /// must be empty. `awaits_disk` says whether news of the disk count as something. False once the inbox
+    /// is closed.
+    pub fn drain(&self, batch: &mut Batch, deadline: Instant, awaits_disk: bool) -> bool {
         let mut state = self.state.lock();
+        state.awaits_disk = awaits_disk;
         while !state.stopped && state.batch.is_empty() {
             state.asleep = true;
             if self.wake.wait_until(&mut state, deadline).timed_out() {

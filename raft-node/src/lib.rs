@@ -173,6 +173,7 @@ mod persist;
 mod proposals;
 mod read_index;
 mod recovery;
+mod room;
 mod shared;
 #[cfg(test)]
 mod sim;

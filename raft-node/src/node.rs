@@ -22,9 +22,9 @@ use crate::{
     Leadership, NodeConfig, ProposeError, ReadError, StartError, StateMachine, Status, StepError,
     Storage, TransferError, Transport,
     driver::{Driver, Event, IsRemoved},
-    inbox::Inbox,
+    inbox::{Inbox, ReadWaiter},
     metrics::Metrics,
-    proposals::{Proposal, Waiters},
+    proposals::Proposal,
     recovery::{Initial, recover},
     shared::Shared,
     threads,
@@ -79,10 +79,10 @@ impl<R: Send + 'static> Node<R> {
         let inbox = Inbox::new(config.inbox_bytes_max);
         let limits = Limits {
             commit_gap_max: config.commit_gap_max,
+            proposal_bytes_max: config.proposal_bytes_max,
             reads_max: config.reads_max,
         };
-        let waiters = Waiters::new(config.proposal_bytes_max);
-        let shared = Shared::new(config.id, metrics.clone(), inbox, waiters, limits);
+        let shared = Shared::new(config.id, metrics.clone(), inbox, limits);
         shared.applied(machine.applied().0);
         let is_removed: IsRemoved = {
             let transport = transport.clone();
@@ -113,6 +113,7 @@ impl<R: Send + 'static> Node<R> {
             id,
             kind: EntryType::Normal,
             data,
+            room: None,
         })
         .await
     }
@@ -126,16 +127,21 @@ impl<R: Send + 'static> Node<R> {
             id: change.id,
             kind: EntryType::ConfChange,
             data: change.encode_gogo(),
+            room: None,
         })
         .await
     }
 
-    async fn submit(&self, proposal: Proposal) -> Result<R, ProposeError> {
+    async fn submit(&self, mut proposal: Proposal) -> Result<R, ProposeError> {
         let shared = &self.inner.shared;
         let result = async {
             shared.admits_proposals()?;
-            let bytes = proposal.data.len();
-            let (_registered, waiting) = shared.waiters.register(proposal.id, bytes)?;
+            // An empty entry takes room as well.
+            proposal.room = shared.proposal_bytes.take(proposal.data.len() + 1);
+            if proposal.room.is_none() {
+                return Err(ProposeError::TooManyRequests);
+            }
+            let (_registered, waiting) = shared.waiters.register(proposal.id)?;
             let _pending = Pending::new(&shared.metrics.proposals_pending);
             shared
                 .inbox
@@ -154,16 +160,18 @@ impl<R: Send + 'static> Node<R> {
     /// applied here. All calls that wait share a question to the leader. Safe to repeat after any error.
     pub async fn read_index(&self) -> Result<u64, ReadError> {
         let shared = &self.inner.shared;
-        let _counted = shared.count_reader()?;
-        let (answer, waiting) = oneshot::channel();
-        shared.inbox.read(answer).map_err(|_| ReadError::Stopped)?;
+        let room = shared.reads.take(1).ok_or(ReadError::TooManyRequests)?;
+        let (waiter, waiting) = ReadWaiter::new(room);
+        shared.inbox.read(waiter).map_err(|_| ReadError::Stopped)?;
         waiting.await.unwrap_or(Err(ReadError::Stopped))
     }
 
     /// Waits until `index` is applied and visible to readers.
     pub async fn wait_applied(&self, index: u64) -> Result<(), ReadError> {
-        let (answer, waiting) = oneshot::channel();
-        self.inner.shared.when_applied(index, vec![answer]);
+        let shared = &self.inner.shared;
+        let room = shared.reads.take(1).ok_or(ReadError::TooManyRequests)?;
+        let (waiter, waiting) = ReadWaiter::new(room);
+        shared.when_applied(index, vec![waiter]);
         let result = waiting.await.unwrap_or(Err(ReadError::Stopped));
         result.map(|_| ())
     }
@@ -204,7 +212,7 @@ impl<R: Send + 'static> Node<R> {
 
     /// Messages to that member were lost.
     pub fn report_unreachable(&self, id: MemberId) {
-        self.event(Event::Unreachable(id));
+        self.inner.shared.inbox.remark(Event::Unreachable(id));
     }
 
     /// How sending a snapshot to that member ended.
@@ -215,7 +223,10 @@ impl<R: Send + 'static> Node<R> {
     /// Brings the first election nearer by that many ticks, never beyond one tick before the shortest
     /// timeout. For a starting member that has met its peers: etcd advances by all but two ticks.
     pub fn advance_election(&self, ticks: usize) {
-        self.event(Event::AdvanceElection { ticks });
+        self.inner
+            .shared
+            .inbox
+            .remark(Event::AdvanceElection { ticks });
     }
 
     /// The node's numbers, without waiting for anything.
@@ -284,6 +295,7 @@ impl<R> fmt::Debug for Node<R> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub commit_gap_max: u64,
+    pub proposal_bytes_max: usize,
     pub reads_max: usize,
 }
 
@@ -303,15 +315,6 @@ impl Drop for Pending<'_> {
     }
 }
 
-/// Counts a reader while it waits.
-pub(crate) struct Reader<'a>(&'a std::sync::atomic::AtomicUsize);
-
-impl Drop for Reader<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl<R> Shared<R> {
     /// etcd: server/etcdserver/v3_server.go, `processInternalRaftRequestOnce`.
     fn admits_proposals(&self) -> Result<(), ProposeError> {
@@ -323,13 +326,5 @@ impl<R> Shared<R> {
             return Err(ProposeError::TooManyRequests);
         }
         Ok(())
-    }
-
-    fn count_reader(&self) -> Result<Reader<'_>, ReadError> {
-        let reader = Reader(&self.reads);
-        if self.reads.fetch_add(1, Ordering::Relaxed) >= self.limits.reads_max {
-            return Err(ReadError::TooManyRequests);
-        }
-        Ok(reader)
     }
 }

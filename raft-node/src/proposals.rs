@@ -6,7 +6,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -16,18 +15,20 @@ use raft::eraftpb;
 use tokio::sync::oneshot;
 use transport_core::raftpb::EntryType;
 
-use crate::ProposeError;
+use crate::{ProposeError, room::Room};
 
 /// Bytes of entries stepped as one message.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// One entry to be.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Proposal {
     /// Under which its waiter is registered.
     pub id: u64,
     pub kind: EntryType,
     pub data: Bytes,
+    /// What it takes of the bound on waiting proposals, until raft has it.
+    pub room: Option<Room>,
 }
 
 impl Proposal {
@@ -50,44 +51,25 @@ const SHARDS: usize = 16;
 /// The proposers that wait for a result, by request id.
 pub(crate) struct Waiters<R> {
     shards: [Mutex<HashMap<u64, Answer<R>>>; SHARDS],
-    bytes: AtomicUsize,
-    bytes_max: usize,
 }
 
 impl<R> Waiters<R> {
-    pub fn new(bytes_max: usize) -> Self {
+    pub fn new() -> Self {
         Waiters {
             shards: Default::default(),
-            bytes: AtomicUsize::new(0),
-            bytes_max,
         }
     }
 
     /// Registers a proposer; it is forgotten when the guard goes.
-    pub fn register(
-        &self,
-        id: u64,
-        bytes: usize,
-    ) -> Result<(Registered<'_, R>, Waiting<R>), ProposeError> {
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed) > self.bytes_max {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(ProposeError::TooManyRequests);
-        }
+    pub fn register(&self, id: u64) -> Result<(Registered<'_, R>, Waiting<R>), ProposeError> {
         let (answer, waiting) = oneshot::channel();
         let mut shard = self.shard(id).lock();
         if shard.contains_key(&id) {
-            drop(shard);
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(ProposeError::DuplicateId(id));
         }
         shard.insert(id, answer);
         drop(shard);
-        let registered = Registered {
-            waiters: self,
-            id,
-            bytes,
-        };
-        Ok((registered, waiting))
+        Ok((Registered { waiters: self, id }, waiting))
     }
 
     /// Answers the proposer, if it still waits.
@@ -119,18 +101,16 @@ impl<R> Waiters<R> {
 pub(crate) struct Registered<'a, R> {
     waiters: &'a Waiters<R>,
     id: u64,
-    bytes: usize,
 }
 
 impl<R> Drop for Registered<'_, R> {
     fn drop(&mut self) {
         self.waiters.shard(self.id).lock().remove(&self.id);
-        self.waiters.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 /// Proposals that wait for a leader, as etcd's do: they are proposed as soon as there is one, and given up
-/// after a time. Bounded by what [`Waiters`] admits.
+/// after a time. Bounded by the room they take.
 #[derive(Default)]
 pub(crate) struct Held {
     queue: VecDeque<(Duration, Proposal)>,
@@ -220,6 +200,7 @@ mod tests {
             id,
             kind: EntryType::Normal,
             data: Bytes::from(vec![0; bytes]),
+            room: None,
         }
     }
 
@@ -280,22 +261,17 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_is_answered_once_and_its_bytes_return() {
-        let waiters: Waiters<u32> = Waiters::new(100);
-        let (first, mut waiting) = waiters.register(7, 100).expect("room");
+    fn a_waiter_is_answered_once_and_then_forgotten() {
+        let waiters: Waiters<u32> = Waiters::new();
+        let (first, mut waiting) = waiters.register(7).expect("free");
         assert_eq!(
-            waiters.register(7, 0).err(),
+            waiters.register(7).err(),
             Some(ProposeError::DuplicateId(7))
-        );
-        let (_second, _) = waiters.register(8, 1).expect("at the bound");
-        assert_eq!(
-            waiters.register(9, 1).err(),
-            Some(ProposeError::TooManyRequests)
         );
         waiters.answer(7, Ok(1));
         waiters.answer(7, Ok(2));
         assert_eq!(waiting.try_recv(), Ok(Ok(1)));
         drop(first);
-        assert!(waiters.register(9, 1).is_ok());
+        assert!(waiters.register(7).is_ok());
     }
 }

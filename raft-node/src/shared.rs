@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -22,6 +22,7 @@ use crate::{
     metrics::Metrics,
     node::Limits,
     proposals::Waiters,
+    room::Budget,
 };
 
 /// Who leads, as far as this member knows.
@@ -81,7 +82,8 @@ pub(crate) struct Shared<R> {
     pub waiters: Waiters<R>,
     pub limits: Limits,
     pub numbers: Numbers,
-    pub reads: AtomicUsize,
+    pub proposal_bytes: Budget,
+    pub reads: Budget,
     pub leadership: watch::Sender<Leadership>,
     pub progress: Mutex<Vec<(MemberId, u64)>>,
     applied_waits: Mutex<AppliedWaits>,
@@ -109,21 +111,16 @@ struct AppliedWaits {
 }
 
 impl<R> Shared<R> {
-    pub fn new(
-        id: MemberId,
-        metrics: Arc<Metrics>,
-        inbox: Inbox,
-        waiters: Waiters<R>,
-        limits: Limits,
-    ) -> Self {
+    pub fn new(id: MemberId, metrics: Arc<Metrics>, inbox: Inbox, limits: Limits) -> Self {
         Shared {
             id,
             metrics,
             inbox,
-            waiters,
+            waiters: Waiters::new(),
             limits,
             numbers: Numbers::default(),
-            reads: AtomicUsize::new(0),
+            proposal_bytes: Budget::new(limits.proposal_bytes_max),
+            reads: Budget::new(limits.reads_max),
             leadership: watch::Sender::new(Leadership::default()),
             progress: Mutex::default(),
             applied_waits: Mutex::default(),
@@ -166,7 +163,7 @@ impl<R> Shared<R> {
             }
         }
         for waiter in waiters {
-            let _ = waiter.send(Ok(index));
+            waiter.answer(Ok(index));
         }
     }
 
@@ -184,7 +181,7 @@ impl<R> Shared<R> {
         drop(waits);
         for (at, waiters) in ready {
             for waiter in waiters {
-                let _ = waiter.send(Ok(at));
+                waiter.answer(Ok(at));
             }
         }
     }
@@ -217,24 +214,23 @@ impl<R> Shared<R> {
         let all = std::mem::take(&mut waits.waiting);
         drop(waits);
         for waiter in all.into_values().flatten() {
-            let _ = waiter.send(Err(ReadError::Stopped));
+            waiter.answer(Err(ReadError::Stopped));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
-
     use super::*;
 
     fn shared() -> Shared<()> {
         let metrics = Arc::new(Metrics::register(&metrics::NoopRecorder));
         let limits = Limits {
             commit_gap_max: 1,
-            reads_max: 1,
+            proposal_bytes_max: 1,
+            reads_max: 100,
         };
-        Shared::new(MemberId(1), metrics, Inbox::new(1), Waiters::new(1), limits)
+        Shared::new(MemberId(1), metrics, Inbox::new(1), limits)
     }
 
     #[test]
@@ -242,8 +238,8 @@ mod tests {
         let shared = shared();
         let mut waiting: Vec<_> = [3, 5, 5, 9]
             .map(|index| {
-                let (answer, waiting) = oneshot::channel();
-                shared.when_applied(index, vec![answer]);
+                let (waiter, waiting) = ReadWaiter::new(shared.reads.take(1).expect("room"));
+                shared.when_applied(index, vec![waiter]);
                 waiting
             })
             .into();
@@ -251,8 +247,8 @@ mod tests {
         assert_eq!(answered(), [None, None, None, None]);
         shared.applied(5);
         assert_eq!(answered(), [Some(Ok(3)), Some(Ok(5)), Some(Ok(5)), None]);
-        let (answer, mut late) = oneshot::channel();
-        shared.when_applied(4, vec![answer]);
+        let (waiter, mut late) = ReadWaiter::new(shared.reads.take(1).expect("room"));
+        shared.when_applied(4, vec![waiter]);
         assert_eq!(late.try_recv(), Ok(Ok(4)));
         shared.fail_waiters();
         assert_eq!(waiting[3].try_recv(), Ok(Err(ReadError::Stopped)));

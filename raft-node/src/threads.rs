@@ -143,7 +143,8 @@ impl<R, T> RaftThread<R, T> {
         let mut batch = Batch::default();
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            if !self.shared.inbox.drain(&mut batch, next_tick) {
+            let awaits_disk = self.driver.awaits_disk();
+            if !self.shared.inbox.drain(&mut batch, next_tick, awaits_disk) {
                 let mut last = self.driver.stop(self.epoch.elapsed());
                 self.wal.push_all(&mut last.wal);
                 return;
@@ -210,7 +211,7 @@ impl<R, T> RaftThread<R, T> {
         }
         for (ticket, error) in effects.failed_reads {
             for waiter in self.tickets.remove(&ticket).unwrap_or_default() {
-                let _ = waiter.send(Err(error.clone()));
+                waiter.answer(Err(error.clone()));
             }
         }
         if let Some(leadership) = effects.leadership {
@@ -257,7 +258,7 @@ fn wal_thread<R, T>(
             let _ = shared.inbox.event(Event::SnapshotSaved { index });
         }
         if let Some(number) = durable.number {
-            let _ = shared.inbox.event(Event::Persisted { number });
+            shared.inbox.persisted(number);
         }
     }
     store.sync().map_err(|error| error.to_string())

@@ -186,6 +186,7 @@ pub(super) fn proposal(id: u64) -> Proposal {
         id,
         kind: transport_core::raftpb::EntryType::Normal,
         data: Bytes::from_static(b"data"),
+        room: None,
     }
 }
 

@@ -266,7 +266,12 @@ impl Fuzz {
                 } else {
                     EntryKind::Normal
                 };
-                let proposal = Proposal { id: 1, kind, data };
+                let proposal = Proposal {
+                    id: 1,
+                    kind,
+                    data,
+                    room: None,
+                };
                 self.driver.propose(self.now, vec![proposal]);
             }
             98 => {

@@ -138,6 +138,30 @@ impl Driver {
         }
     }
 
+    /// Reports once that received entries are being dropped, and once that they no longer are.
+    pub(super) fn notice_backlog(&mut self) {
+        let backlog = self.backlog();
+        if self.backlog == backlog {
+            return;
+        }
+        let before = std::mem::replace(&mut self.backlog, backlog);
+        match (backlog, before) {
+            (Some(reason), _) => tracing::warn!(
+                local_member_id = %self.id,
+                reason = reason.as_str(),
+                unapplied_bytes = self.unapplied_bytes,
+                unwritten_bytes = self.jobs.bytes(),
+                "too far behind; dropping received entries"
+            ),
+            (None, Some(reason)) => tracing::info!(
+                local_member_id = %self.id,
+                reason = reason.as_str(),
+                "caught up; taking received entries again"
+            ),
+            (None, None) => {}
+        }
+    }
+
     /// Why received entries have nowhere to go, if so.
     fn backlog(&self) -> Option<DropReason> {
         if self.unapplied_bytes > self.config.apply_backlog_bytes_max {

@@ -33,6 +33,7 @@ use transport_core::{
 use self::{jobs::Jobs, snapshots::Snapshots};
 use crate::{
     Leadership, NodeConfig, ProposeError, ReadError, Role, TransferError,
+    admit::DropReason,
     apply::ApplyTask,
     conf_change,
     election::Election,
@@ -121,6 +122,8 @@ pub(crate) struct Driver {
     unapplied_bytes: usize,
     leadership: Leadership,
     log_lost: bool,
+    /// As last reported.
+    backlog: Option<DropReason>,
     effects: Effects,
 }
 
@@ -165,6 +168,7 @@ impl Driver {
             unapplied_bytes: 0,
             leadership: Leadership::default(),
             log_lost: false,
+            backlog: None,
             effects: Effects::default(),
             raw,
             config,
@@ -200,6 +204,7 @@ impl Driver {
             self.election.settle(&mut self.raw.raft);
         }
         self.watch_disk(now);
+        self.notice_backlog();
         self.expire(now);
         self.flush_lazy_state(now);
         self.maybe_snapshot(now);
@@ -290,6 +295,15 @@ impl Driver {
             );
             self.raw.transfer_leader(heir);
         }
+    }
+
+    /// Whether something can go on as soon as the disk has finished what it was given.
+    pub fn awaits_disk(&self) -> bool {
+        let raft = &self.raw.raft;
+        let idle = raft.state == StateRole::Follower
+            && raft.raft_log.committed <= raft.raft_log.persisted
+            && self.timeout_now.is_none();
+        !idle
     }
 
     /// Whether everything raft has is durable and installed, as an election needs it.

@@ -98,6 +98,7 @@ impl World {
                 id: request,
                 kind: EntryType::Normal,
                 data: Bytes::copy_from_slice(&request.to_be_bytes()),
+                room: None,
             });
         });
     }
@@ -130,6 +131,7 @@ impl World {
                 id: request,
                 kind: EntryType::ConfChange,
                 data: change.encode_gogo(),
+                room: None,
             });
         });
         if !self.members.contains_key(&node_id) {
