@@ -212,19 +212,21 @@ async fn put_many(endpoint: &str, prefix: &str, count: usize) -> Outcome {
 /// A copy of our WAL boots under Go, and a copy of Go's under us; keys and hashes are equal.
 fn exchanged_disks(server: &Path, go: &GoEtcd, runtime: &Runtime) -> Outcome {
     println!("== disks exchanged with Go {}", go.release.version());
-    boots_on(server, &go.etcd, &["--force-new-cluster"], runtime)?;
+    // The log holds the cluster version, and nobody runs in a cluster that is newer than itself.
+    let announced = format!("--announced-server-version={}", go.release.version());
+    boots_on((server, &[&announced]), (&go.etcd, &["--force-new-cluster"]), runtime)?;
     println!("Go {} boots on our WAL", go.release.version());
-    boots_on(&go.etcd, server, &[], runtime)?;
+    boots_on((&go.etcd, &[]), (server, &[&announced]), runtime)?;
     println!("our member boots on the WAL of Go {}", go.release.version());
     Ok(())
 }
 
-/// Fills a member of `from`, kills it, and boots `onto` on a copy of its WAL alone.
-fn boots_on(from: &Path, onto: &Path, flags: &[&str], runtime: &Runtime) -> Outcome {
-    let mut source = Cluster::new(&[from], &[])?;
+/// Fills a member of `from` (a program and its flags), kills it, and boots `onto` on a copy of its WAL alone.
+fn boots_on(from: (&Path, &[&str]), onto: (&Path, &[&str]), runtime: &Runtime) -> Outcome {
+    let mut source = Cluster::new(&[from.0], from.1)?;
     source.start_all()?;
     runtime.block_on(put_many(&source.members[0].client_url, "disk", PUTS))?;
-    let mut target = Cluster::new(&[onto], flags)?;
+    let mut target = Cluster::new(&[onto.0], onto.1)?;
     let wal = target.members[0].data_dir.join("member/wal");
     let expected = runtime.block_on(async {
         let mut client = Client::lazy(&source.members[0].client_url)?;
