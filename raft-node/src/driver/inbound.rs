@@ -23,7 +23,7 @@ impl Driver {
     pub fn message(&mut self, now: Duration, message: Message) {
         match self.admit(&message) {
             Ok(kind) => self.step(now, kind, message),
-            Err(reason) => self.dropped(reason, &message),
+            Err(reason) => self.dropped(now, reason, &message),
         }
     }
 
@@ -96,7 +96,7 @@ impl Driver {
         self.election.settle(&mut self.raw.raft);
     }
 
-    fn dropped(&mut self, reason: DropReason, message: &Message) {
+    fn dropped(&mut self, now: Duration, reason: DropReason, message: &Message) {
         self.metrics.message_dropped(reason);
         let from = MemberId(message.from);
         match reason {
@@ -111,13 +111,16 @@ impl Driver {
                      remove the member and add it again"
                 );
             }
-            DropReason::ConflictsCommitted => tracing::error!(
-                local_member_id = %self.id,
-                remote_peer_id = %from,
-                term = message.term,
-                index = message.index,
-                "a message contradicts entries that are committed here"
-            ),
+            DropReason::ConflictsCommitted if now >= self.conflict_quiet_until => {
+                self.conflict_quiet_until = now + Duration::from_secs(10);
+                tracing::error!(
+                    local_member_id = %self.id,
+                    remote_peer_id = %from,
+                    term = message.term,
+                    index = message.index,
+                    "a message contradicts entries that are committed here"
+                );
+            }
             _ => tracing::debug!(
                 remote_peer_id = %from,
                 message_type = message.msg_type,

@@ -122,6 +122,8 @@ pub(crate) struct Driver {
     unapplied_bytes: usize,
     leadership: Leadership,
     log_lost: bool,
+    /// Contradictions are not reported again before.
+    conflict_quiet_until: Duration,
     /// As last reported.
     backlog: Option<DropReason>,
     effects: Effects,
@@ -168,6 +170,7 @@ impl Driver {
             unapplied_bytes: 0,
             leadership: Leadership::default(),
             log_lost: false,
+            conflict_quiet_until: Duration::ZERO,
             backlog: None,
             effects: Effects::default(),
             raw,
