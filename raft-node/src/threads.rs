@@ -59,6 +59,7 @@ pub(crate) fn spawn<S: StateMachine, T: Transport<S::Image>>(
         epoch: Instant::now(),
         tick,
     };
+    raft_thread.publish();
     let close = {
         let (wal, apply) = (wal.clone(), apply.clone());
         move || {
