@@ -265,9 +265,14 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
         let wanted = wanted.map_or(0, |m| m.index);
         match self.machine.image() {
             Ok((snapshot, image)) => {
-                let index = snapshot.metadata.as_ref().map_or(0, |m| m.index);
-                if index < wanted {
-                    tracing::error!(remote_peer_id = %to, index, wanted, "the image is too old to be sent");
+                let metadata = snapshot.metadata.as_ref();
+                let index = metadata.map_or(0, |m| m.index);
+                let members = metadata.and_then(|m| m.conf_state.as_ref());
+                let knows =
+                    members.is_some_and(|s| s.voters.contains(&to.0) || s.learners.contains(&to.0));
+                // A member that was just added would refuse an image it is not part of.
+                if index < wanted || !knows {
+                    tracing::warn!(remote_peer_id = %to, index, wanted, knows, "the image is too old to be sent");
                     return Some(to);
                 }
                 message.snapshot = Some(snapshot);

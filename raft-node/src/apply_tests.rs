@@ -93,7 +93,10 @@ fn at(index: u64) -> Snapshot {
     Snapshot {
         data: bytes::Bytes::new(),
         metadata: Some(SnapshotMetadata {
-            conf_state: None,
+            conf_state: Some(ConfState {
+                voters: vec![1, 2],
+                ..ConfState::default()
+            }),
             index,
             term: 1,
         }),
@@ -310,6 +313,14 @@ fn an_image_that_fails_or_is_too_old_is_reported() {
     engine.add([ApplyTask::Send(Box::new(message))]);
     let report = engine.run().expect("sound").expect("a report");
     assert_eq!(report.unsent, [MemberId(2)], "index 3 is below 4");
+    let newcomer = Message {
+        to: 3,
+        snapshot: Some(at(1)),
+        ..Message::default()
+    };
+    engine.add([ApplyTask::Send(Box::new(newcomer))]);
+    let report = engine.run().expect("sound").expect("a report");
+    assert_eq!(report.unsent, [MemberId(3)], "not in the image yet");
     assert!(sent.0.lock().is_empty());
 }
 

@@ -23,8 +23,6 @@ pub(crate) struct Log {
     base: (u64, u64),
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// Index and term a follower that needs a snapshot is told; the one sent may be newer.
-    snapshot: (u64, u64),
 }
 
 /// An append or compaction that would tear the log. Never happens while raft-rs keeps its own rules.
@@ -52,7 +50,6 @@ impl Log {
             base,
             entries: entries.into(),
             bytes,
-            snapshot: base,
         }
     }
 
@@ -99,14 +96,6 @@ impl Log {
         self.entries.clear();
         self.bytes = 0;
         self.base = position;
-        self.snapshot = position;
-    }
-
-    /// Up to where a snapshot for a follower reaches from now on: the applied index.
-    pub fn set_snapshot(&mut self, index: u64) {
-        if let Some(term) = self.term_at(index) {
-            self.snapshot = (index, term);
-        }
     }
 
     /// The configuration, as raftpb has it.
@@ -219,9 +208,11 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    /// Only position and configuration: the apply thread fills in the rest when it sends.
+    /// Only position and configuration: the apply thread fills in the rest when it sends. The position is the
+    /// least that helps a follower, where the log begins: an image is of what is durable, so under load it may
+    /// never be as new as what is applied, but nothing is compacted that is not durable.
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        let (index, term) = self.snapshot;
+        let (index, term) = self.base;
         if index == 0 || index < request_index || self.conf_state.voters.is_empty() {
             return Err(raft::Error::Store(
                 StorageError::SnapshotTemporarilyUnavailable,

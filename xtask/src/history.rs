@@ -16,15 +16,15 @@ use crate::{client::Client, workspace::Outcome};
 pub enum Change {
     /// Put this value.
     Put(Vec<u8>, Vec<u8>),
-    /// Delete this key, which exists.
-    Delete(Vec<u8>),
+    /// Delete this key, which was last put at this revision.
+    Delete(Vec<u8>, i64),
 }
 
 impl Change {
     /// The key it changes.
     pub fn key(&self) -> &[u8] {
         match self {
-            Change::Put(key, _) | Change::Delete(key) => key,
+            Change::Put(key, _) | Change::Delete(key, _) => key,
         }
     }
 }
@@ -127,7 +127,7 @@ async fn expect_at(client: &mut Client, change: &Change, revision: i64) -> Outco
     let found = at(client, change.key(), revision).await?;
     let holds = match (change, &found) {
         (Change::Put(_, value), Some(kv)) => kv.mod_revision == revision && kv.value == *value,
-        (Change::Delete(_), None) => true,
+        (Change::Delete(..), None) => true,
         _ => false,
     };
     if holds {
@@ -148,8 +148,10 @@ async fn effect_of(client: &mut Client, attempt: &Attempt, current: i64) -> Outc
         effects.push(match (change, now) {
             (Change::Put(_, value), Some(kv)) if kv.value == *value => Some(kv.mod_revision),
             (Change::Put(..), _) => None,
-            (Change::Delete(key), None) => Some(vanished(client, key, current).await?),
-            (Change::Delete(_), Some(_)) => None,
+            (Change::Delete(key, put_at), None) => {
+                Some(vanished(client, key, *put_at, current).await?)
+            }
+            (Change::Delete(..), Some(_)) => None,
         });
     }
     match effects.first() {
@@ -162,26 +164,8 @@ async fn effect_of(client: &mut Client, attempt: &Attempt, current: i64) -> Outc
     }
 }
 
-/// The revision that deleted `key`, which existed once and is gone: found by halving.
-async fn vanished(client: &mut Client, key: &[u8], current: i64) -> Outcome<i64> {
-    // The last revision with the key lies at or after the last one that can be named from outside, and a
-    // key of a worker lives through many revisions, so look backwards in growing steps first.
-    let (mut gone, mut step) = (current, 1);
-    let mut alive = loop {
-        let probe = gone - step;
-        if probe < 2 {
-            return Err(format!(
-                "{}: {} never existed",
-                client.endpoint,
-                String::from_utf8_lossy(key)
-            ));
-        }
-        if at(client, key, probe).await?.is_some() {
-            break probe;
-        }
-        gone = probe;
-        step *= 2;
-    };
+/// The revision between `alive` and `gone` that deleted `key`: found by halving.
+async fn vanished(client: &mut Client, key: &[u8], mut alive: i64, mut gone: i64) -> Outcome<i64> {
     while gone - alive > 1 {
         let middle = alive + (gone - alive) / 2;
         match at(client, key, middle).await? {

@@ -214,7 +214,11 @@ fn exchanged_disks(server: &Path, go: &GoEtcd, runtime: &Runtime) -> Outcome {
     println!("== disks exchanged with Go {}", go.release.version());
     // The log holds the cluster version, and nobody runs in a cluster that is newer than itself.
     let announced = format!("--announced-server-version={}", go.release.version());
-    boots_on((server, &[&announced]), (&go.etcd, &["--force-new-cluster"]), runtime)?;
+    boots_on(
+        (server, &[&announced]),
+        (&go.etcd, &["--force-new-cluster"]),
+        runtime,
+    )?;
     println!("Go {} boots on our WAL", go.release.version());
     boots_on((&go.etcd, &[]), (server, &[&announced]), runtime)?;
     println!("our member boots on the WAL of Go {}", go.release.version());

@@ -102,8 +102,8 @@ struct Worker {
     clients: Vec<Client>,
     at: usize,
     rng: StdRng,
-    /// Keys that exist and have no attempt with an unknown end.
-    live: Vec<Vec<u8>>,
+    /// Keys that exist and have no attempt with an unknown end, with the revision of their last put.
+    live: Vec<(Vec<u8>, i64)>,
     fresh: usize,
     report: Report,
 }
@@ -136,7 +136,7 @@ impl Worker {
                 Ok(revision) => {
                     for change in &changes {
                         if let Change::Put(key, _) = change {
-                            self.live.push(key.clone());
+                            self.live.push((key.clone(), revision));
                         }
                     }
                     self.report.attempts.push(Attempt {
@@ -162,9 +162,9 @@ impl Worker {
     /// Draws the changes of one request. Keys it takes are no longer in `live`.
     fn changes(&mut self, kind: u32) -> Vec<Change> {
         match kind {
-            0..15 if !self.live.is_empty() => vec![Change::Delete(self.take_key())],
+            0..15 if !self.live.is_empty() => vec![self.delete()],
             15..30 if self.live.len() > 1 => {
-                let deleted = Change::Delete(self.take_key());
+                let deleted = self.delete();
                 vec![self.put(), self.put(), deleted]
             }
             _ => vec![self.put()],
@@ -176,7 +176,7 @@ impl Worker {
             && (self.live.len() >= LIVE_KEYS_MAX || self.rng.random_bool(0.4));
         self.fresh += 1;
         let key = if reuse {
-            self.take_key()
+            self.take_key().0
         } else {
             format!("load/{}/{}", self.id, self.fresh).into_bytes()
         };
@@ -186,7 +186,12 @@ impl Worker {
         Change::Put(key, value)
     }
 
-    fn take_key(&mut self) -> Vec<u8> {
+    fn delete(&mut self) -> Change {
+        let (key, put_at) = self.take_key();
+        Change::Delete(key, put_at)
+    }
+
+    fn take_key(&mut self) -> (Vec<u8>, i64) {
         let at = self.rng.random_range(0..self.live.len());
         self.live.swap_remove(at)
     }
@@ -203,7 +208,7 @@ async fn send(client: &mut Client, changes: &[Change]) -> Result<i64, tonic::Sta
                 .into_inner()
                 .header
         }
-        [Change::Delete(key)] => {
+        [Change::Delete(key, _)] => {
             client
                 .kv
                 .delete_range(delete_request(key))
@@ -237,7 +242,7 @@ async fn send(client: &mut Client, changes: &[Change]) -> Result<i64, tonic::Sta
 fn operation(change: &Change) -> Request {
     match change {
         Change::Put(key, value) => Request::RequestPut(put_request(key, value)),
-        Change::Delete(key) => Request::RequestDeleteRange(delete_request(key)),
+        Change::Delete(key, _) => Request::RequestDeleteRange(delete_request(key)),
     }
 }
 

@@ -125,7 +125,10 @@ fn unattached(cluster: &Cluster) -> Outcome<Option<String>> {
         let sent = http_get::samples(&scrape, "etcd_network_peer_sent_bytes_total");
         let carried = sent.filter(|(_, value)| *value > 0.0).count();
         if carried as f64 != others {
-            return Ok(Some(format!("{} has sent bytes to {carried} members, not {others}", member.name)));
+            return Ok(Some(format!(
+                "{} has sent bytes to {carried} members, not {others}",
+                member.name
+            )));
         }
         let received = http_get::metric_sum(&scrape, "etcd_network_peer_received_bytes_total");
         if received.unwrap_or_default() <= 0.0 {

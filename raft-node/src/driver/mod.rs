@@ -144,7 +144,6 @@ impl Driver {
         let snapshots = Snapshots::new(&log);
         let configuration = conf_change::follow(&log.conf_state(), &ConfChange::default());
         let mut log = log;
-        log.set_snapshot(applied);
         let mut raw = RawNode::new(
             &raft_config(&config, applied),
             log,

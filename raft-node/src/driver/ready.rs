@@ -203,7 +203,6 @@ impl Driver {
         }
         if index > log.applied {
             self.raw.advance_apply_to(index);
-            self.raw.mut_store().set_snapshot(index);
         }
         while let Some((_, state)) = self.installing.pop_front_if(|(at, _)| *at <= index) {
             self.configuration = conf_change::follow(&state, &ConfChange::default());
