@@ -234,11 +234,13 @@ impl Storage {
         self.contents.snapshot.as_ref()
     }
 
-    /// Whether nothing was ever written: a member that joins, or one whose bootstrap was interrupted.
+    /// Whether nothing counts yet: a member that joins, or one whose bootstrap was interrupted.
+    ///
+    /// Entries follow each other into the log with their hard state behind them, so entries without any are
+    /// what a torn first write left: nobody was ever told of them. Those of a bootstrap would not even be
+    /// committed, and without the members they name nobody could ever be elected to commit them.
     pub fn is_empty(&self) -> bool {
-        self.contents.snapshot.is_none()
-            && self.contents.entries.is_empty()
-            && self.contents.hard_state == HardState::default()
+        self.contents.snapshot.is_none() && self.contents.hard_state == HardState::default()
     }
 
     /// Index of the last entry, or of the snapshot when none follows it.
@@ -311,5 +313,68 @@ impl LogStore for DiskStore {
         self.snapshotter.release_dbs(metadata.index)?;
         self.snapshotter.purge(self.snapshots_max)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use transport_core::ClusterId;
+
+    use super::*;
+    use crate::disk::fault::{FaultDisk, Plan};
+
+    fn options(disk: &FaultDisk) -> StorageOptions {
+        let recorder = Arc::new(metrics::NoopRecorder);
+        StorageOptions {
+            segment_bytes: 16 << 10,
+            prepare: Prepare::Inline,
+            ..StorageOptions::new(
+                Arc::new(disk.clone()),
+                "member/wal",
+                "member/snap",
+                recorder,
+            )
+        }
+    }
+
+    #[test]
+    fn an_interrupted_bootstrap_is_begun_again() {
+        let metadata = Metadata {
+            node_id: MemberId(1),
+            cluster_id: ClusterId(2),
+        };
+        // Together longer than a sector, so that any part of them may survive.
+        let members = [1, 2, 3].map(|id| (MemberId(id), Bytes::from(vec![b'x'; 300])));
+        let (mut torn, mut whole) = (0, 0);
+        for seed in 0..400 {
+            let disk = FaultDisk::new(seed);
+            disk.create_dir(Path::new("member/snap")).expect("create");
+            let mut storage = Storage::create(&options(&disk), metadata).expect("create");
+            disk.plan(Plan {
+                stop_at: Some(disk.operations() + 1 + seed % 2),
+                ..Plan::default()
+            });
+            storage
+                .bootstrap(&members)
+                .expect_err("the disk has stopped");
+            drop(storage);
+
+            let disk = disk.crash();
+            let mut storage = Storage::open(&options(&disk)).expect("open");
+            if storage.is_empty() {
+                torn += u32::from(!storage.contents.entries.is_empty());
+                storage.bootstrap(&members).expect("bootstrap");
+                drop(storage);
+                storage = Storage::open(&options(&disk)).expect("open");
+            } else {
+                whole += 1;
+            }
+            let (entries, hard_state) = bootstrap_entries(&members);
+            assert_eq!(storage.contents.entries, entries);
+            assert_eq!(storage.contents.hard_state, hard_state);
+        }
+        assert!(torn > 50 && whole > 5, "{torn} torn, {whole} whole");
     }
 }
