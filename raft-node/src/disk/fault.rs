@@ -113,6 +113,30 @@ impl FaultDisk {
         }
     }
 
+    /// Ends this disk as a process does that is killed, and returns the disk that the next one finds: with
+    /// all that was written, of which a later crash may still take what was not synced.
+    pub fn kill(&self) -> FaultDisk {
+        let state = &mut *self.state.lock();
+        state.stopped = true;
+        let mut nodes = state.nodes.clone();
+        for node in nodes.values_mut() {
+            if let Node::File(file) = node {
+                file.lock = None;
+            }
+        }
+        FaultDisk {
+            state: Arc::new(Mutex::new(State {
+                nodes,
+                next_node: state.next_node,
+                next_handle: 1,
+                random: Random(state.random.next()),
+                plan: Plan::default(),
+                operations: 0,
+                stopped: false,
+            })),
+        }
+    }
+
     /// The present content of a file.
     pub fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
         let state = self.state.lock();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 const SECTOR: usize = 512;
 
+#[derive(Clone)]
 pub(super) enum Node {
     File(File),
     Dir(Dir),
@@ -46,11 +47,13 @@ impl File {
     }
 
     pub(super) fn set_length(&mut self, length: usize) {
-        let (low, high) = (
-            length.min(self.content.len()),
-            length.max(self.content.len()),
-        );
-        self.change(low, high, |content| content.resize(length, 0));
+        let before = self.content.len();
+        if length < before {
+            self.change(length, before, |content| content.truncate(length));
+        } else {
+            // Nothing is written: what lies past the end reads as zeros already.
+            self.content.resize(length, 0);
+        }
         self.lengths.push(length);
     }
 

@@ -101,3 +101,24 @@ fn one_handle_holds_the_lock_until_it_goes() {
     drop(first);
     assert!(second.try_lock().expect("lock"));
 }
+
+#[test]
+fn a_killed_process_leaves_what_it_wrote_and_not_its_locks() {
+    let path = Path::new("file");
+    let mut lost = 0;
+    for seed in 0..50 {
+        let disk = FaultDisk::new(seed);
+        let file = disk.create(path).expect("create");
+        file.sync_data().expect("sync");
+        disk.sync_dir(Path::new(".")).expect("sync");
+        assert!(file.try_lock().expect("lock"));
+        file.write_at(&[7; 512], 0).expect("write");
+        let next = disk.kill();
+        assert!(file.write_at(&[8; 512], 0).is_err());
+        assert_eq!(next.content(path).expect("content"), [7; 512]);
+        let again = next.open(path, Access::ReadWrite).expect("open");
+        assert!(again.try_lock().expect("lock"));
+        lost += usize::from(next.crash().content(path).expect("content") != [7; 512]);
+    }
+    assert!((10..45).contains(&lost), "{lost}");
+}
