@@ -35,6 +35,8 @@ const LEADER_KILLS: usize = 10;
 const FOLLOWER_KILLS: usize = 5;
 /// Concurrent clients.
 const WORKERS: usize = 48;
+/// Pause of each between two operations, so that what is verified afterwards stays in bounds.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How long a new leader may take to appear.
 const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 /// How long members may take to have applied the same.
@@ -87,7 +89,7 @@ fn scenario(
     cluster.start_all()?;
     let load = {
         let _entered = runtime.enter();
-        Load::start(&cluster.endpoints(), WORKERS, seed)?
+        Load::start(&cluster.endpoints(), WORKERS, PAUSE, seed)?
     };
     let records = records();
     let foreign: Vec<Vec<u8>> = records

@@ -17,6 +17,8 @@ use crate::{
 const KILLS: usize = 10;
 /// Concurrent clients.
 const WORKERS: usize = 16;
+/// Pause of each between two operations.
+const THINK_TIME: Duration = Duration::from_millis(5);
 /// The members' default election timeout.
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
 /// The longest a retrying client may need for one operation.
@@ -44,7 +46,7 @@ fn scenario(cluster: &mut Cluster) -> Outcome {
     let runtime = Runtime::new().map_err(|error| format!("cannot start a runtime: {error}"))?;
     let load = {
         let _entered = runtime.enter();
-        Load::start(&cluster.endpoints(), WORKERS, 1)?
+        Load::start(&cluster.endpoints(), WORKERS, THINK_TIME, 1)?
     };
     let mut kills = Vec::new();
     for _ in 0..KILLS {

@@ -48,8 +48,14 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `workers` workers on the current runtime, each with its own connection.
-    pub fn start(endpoints: &[String], workers: usize, seed: u64) -> Outcome<Load> {
+    /// Starts `workers` workers on the current runtime, each with its own connections, each waiting `pause`
+    /// between two operations.
+    pub fn start(
+        endpoints: &[String],
+        workers: usize,
+        pause: Duration,
+        seed: u64,
+    ) -> Outcome<Load> {
         let mut load = Load {
             stop: Arc::default(),
             acknowledged: Arc::default(),
@@ -74,7 +80,8 @@ impl Load {
             };
             let (stop, acknowledged) = (load.stop.clone(), load.acknowledged.clone());
             let report = load.report.clone();
-            load.workers.spawn(worker.run(stop, acknowledged, report));
+            load.workers
+                .spawn(worker.run(pause, stop, acknowledged, report));
         }
         Ok(load)
     }
@@ -111,6 +118,7 @@ struct Worker {
 impl Worker {
     async fn run(
         mut self,
+        pause: Duration,
         stop: Arc<AtomicBool>,
         acknowledged: Arc<AtomicUsize>,
         report: Arc<Mutex<Report>>,
@@ -118,6 +126,7 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             self.operate().await;
             acknowledged.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(pause).await;
         }
         let mut all = report.lock().map_err(|_| "a worker panicked")?;
         all.attempts.append(&mut self.report.attempts);
