@@ -26,6 +26,9 @@ pub enum ProposeError {
     /// A new leader put another entry in its place: it will never be applied.
     #[error("superseded by another leader's entry")]
     Superseded,
+    /// It was forwarded to a leader that another one has followed since; whether it is applied is open.
+    #[error("forwarded to a leader that was lost")]
+    LeaderLost,
     /// This member is no longer part of the configuration. It was never proposed.
     #[error("this member was removed from the cluster")]
     Removed,

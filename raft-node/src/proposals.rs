@@ -191,6 +191,36 @@ impl Appended {
     }
 }
 
+/// Proposals on their way to another member that leads, oldest first. Nobody tells what became of those that
+/// a lost leader had: neither raft does, and a message cannot be taken back. But once an entry of a later term
+/// is applied, whoever still waits for one waits in vain, unless its message is still under way.
+#[derive(Default)]
+pub(crate) struct Forwarded {
+    /// When, the leader's term, and the request.
+    queue: VecDeque<(Duration, u64, u64)>,
+}
+
+impl Forwarded {
+    /// Proposals that went out at `now` to the leader of `term`.
+    pub fn add(&mut self, now: Duration, term: u64, ids: impl IntoIterator<Item = u64>) {
+        self.queue.extend(ids.into_iter().map(|id| (now, term, id)));
+    }
+
+    /// An entry of `term` is applied: the ids of those that went to leaders before.
+    pub fn outlived(&mut self, term: u64) -> Vec<u64> {
+        let lost = self
+            .queue
+            .partition_point(|(_, forwarded, _)| *forwarded < term);
+        self.queue.drain(..lost).map(|(_, _, id)| id).collect()
+    }
+
+    /// Forgets those from before `since`, whose proposers have given up.
+    pub fn forget(&mut self, since: Duration) {
+        let old = self.queue.partition_point(|(at, _, _)| *at < since);
+        self.queue.drain(..old);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +260,18 @@ mod tests {
         assert_eq!(ids(&held.take_message()), [4]);
         assert_eq!(ids(&held.take_message()), [5]);
         assert!(held.is_empty() && held.take_message().is_empty());
+    }
+
+    #[test]
+    fn what_a_lost_leader_had_is_known_by_the_next_ones_first_entry() {
+        let mut forwarded = Forwarded::default();
+        forwarded.add(Duration::from_secs(1), 4, [1, 2]);
+        forwarded.add(Duration::from_secs(2), 4, [3]);
+        forwarded.add(Duration::from_secs(3), 6, [4]);
+        assert_eq!(forwarded.outlived(4), [] as [u64; 0]);
+        forwarded.forget(Duration::from_secs(2));
+        assert_eq!(forwarded.outlived(6), [3]);
+        assert_eq!(forwarded.outlived(7), [4]);
     }
 
     #[test]

@@ -290,14 +290,17 @@ fn apply_thread<S: StateMachine, T: Transport<S::Image>>(
 }
 
 fn tell<R>(shared: &Shared<R>, report: Applied<R>) {
-    if let Some((index, bytes)) = report.index {
+    if let Some((index, _)) = report.index {
         shared.applied(index);
         shared.metrics.proposals_applied.set(index as f64);
-        // Nothing is lost when the raft thread learns of it with its next turn.
-        shared.inbox.event_quietly(Event::Applied { index, bytes });
     }
     for (id, response) in report.responses {
         shared.waiters.answer(id, Ok(response));
+    }
+    if let Some((index, bytes)) = report.index {
+        // Nothing is lost when the raft thread learns of it with its next turn. It must not be earlier than
+        // the answers: by then raft gives up what was forwarded to a lost leader.
+        shared.inbox.event_quietly(Event::Applied { index, bytes });
     }
     let inbox = &shared.inbox;
     let mut events = Vec::new();

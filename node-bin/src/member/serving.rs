@@ -73,16 +73,24 @@ impl Member {
     /// Proposes an entry whose request id is `id` and waits for its answer.
     pub async fn submit(&self, id: u64, data: Bytes) -> Result<Response, ServerError> {
         let status = self.node.status();
-        limits::may_propose(data.len(), self.config.max_request_bytes, status.committed, status.applied)?;
+        limits::may_propose(
+            data.len(),
+            self.config.max_request_bytes,
+            status.committed,
+            status.applied,
+        )?;
         let begun = Instant::now();
-        let answer = match timeout(self.config.request_timeout(), self.node.propose(id, data)).await {
+        let answer = match timeout(self.config.request_timeout(), self.node.propose(id, data)).await
+        {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(self.propose_error(&error, begun)),
             Err(_) => return Err(self.timed_out(begun)),
         };
         match answer {
             Answer::Applied(outcome) => Ok(outcome?),
-            Answer::Membership(_) => Err(ServerError::Other("etcdserver: answer to another request".into())),
+            Answer::Membership(_) => Err(ServerError::Other(
+                "etcdserver: answer to another request".into(),
+            )),
         }
     }
 
@@ -92,6 +100,7 @@ impl Member {
             ProposeError::NoLeader => self.timed_out(begun),
             ProposeError::TooManyRequests => ServerError::TooManyRequests,
             ProposeError::Superseded => ServerError::LeaderChanged,
+            ProposeError::LeaderLost => ServerError::TimeoutDueToLeaderFail,
             ProposeError::Stopped | ProposeError::Removed => ServerError::Stopped,
             other => ServerError::Other(format!("etcdserver: {other}")),
         }
@@ -101,7 +110,11 @@ impl Member {
     fn timed_out(&self, begun: Instant) -> ServerError {
         let since = begun.elapsed();
         let connected = |id: MemberId| {
-            id == self.id() || self.transport.active_since(id).is_some_and(|active| active.elapsed() >= since)
+            id == self.id()
+                || self
+                    .transport
+                    .active_since(id)
+                    .is_some_and(|active| active.elapsed() >= since)
         };
         let status = self.node.status();
         let connected_since_begun = match status.leader {
@@ -122,7 +135,12 @@ impl Member {
     }
 
     /// Proposes a configuration change and waits until it is applied here.
-    async fn configure(&self, kind: ConfChangeType, node: MemberId, context: Vec<u8>) -> Result<(), ServerError> {
+    async fn configure(
+        &self,
+        kind: ConfChangeType,
+        node: MemberId,
+        context: Vec<u8>,
+    ) -> Result<(), ServerError> {
         let begun = Instant::now();
         let attempts = async {
             loop {
@@ -133,7 +151,9 @@ impl Member {
                     context: context.clone().into(),
                 };
                 match self.node.propose_conf_change(change).await {
-                    Err(ProposeError::ConfChangePending) => tokio::time::sleep(CONF_CHANGE_RETRY).await,
+                    Err(ProposeError::ConfChangePending) => {
+                        tokio::time::sleep(CONF_CHANGE_RETRY).await
+                    }
                     other => return other,
                 }
             }
@@ -144,7 +164,9 @@ impl Member {
                 Some(refusal) => ServerError::Apply(refusal),
                 None => ServerError::Other(error.to_string()),
             }),
-            Ok(Ok(Answer::Applied(_))) => Err(ServerError::Other("etcdserver: answer to another request".into())),
+            Ok(Ok(Answer::Applied(_))) => Err(ServerError::Other(
+                "etcdserver: answer to another request".into(),
+            )),
             Ok(Err(error)) => Err(self.propose_error(&error, begun)),
             Err(_) => Err(self.timed_out(begun)),
         }
@@ -152,7 +174,11 @@ impl Member {
 
     /// The voters, with how long this member has been connected to each.
     pub fn voters(&self) -> Vec<Voter> {
-        let voters = self.reader.members().into_iter().filter(|member| !member.is_learner);
+        let voters = self
+            .reader
+            .members()
+            .into_iter()
+            .filter(|member| !member.is_learner);
         voters
             .map(|member| Voter {
                 id: member.id,
@@ -160,13 +186,18 @@ impl Member {
                 connected: if member.id == self.id() {
                     Some(Duration::MAX)
                 } else {
-                    self.transport.active_since(member.id).map(|since| since.elapsed())
+                    self.transport
+                        .active_since(member.id)
+                        .map(|since| since.elapsed())
                 },
             })
             .collect()
     }
 
-    fn strictly(&self, check: impl FnOnce(&[Voter]) -> Result<(), ServerError>) -> Result<(), ServerError> {
+    fn strictly(
+        &self,
+        check: impl FnOnce(&[Voter]) -> Result<(), ServerError>,
+    ) -> Result<(), ServerError> {
         if !self.config.strict_reconfig_check {
             return Ok(());
         }
@@ -178,8 +209,16 @@ impl Member {
     /// Gives a learner a vote; only the leader knows whether it is ready.
     pub async fn promote_here(&self, id: MemberId) -> Result<Vec<membership::Member>, ServerError> {
         let progress = self.node.progress();
-        let matched = |of: MemberId| progress.iter().find(|(id, _)| *id == of).map(|(_, matched)| *matched);
-        let member = self.reader.member(id).ok_or(kvstore::ApplyError::MemberNotFound)?;
+        let matched = |of: MemberId| {
+            progress
+                .iter()
+                .find(|(id, _)| *id == of)
+                .map(|(_, matched)| *matched)
+        };
+        let member = self
+            .reader
+            .member(id)
+            .ok_or(kvstore::ApplyError::MemberNotFound)?;
         if !member.is_learner {
             return Err(kvstore::ApplyError::MemberNotLearner.into());
         }
@@ -188,7 +227,8 @@ impl Member {
             _ => return Err(ServerError::LearnerNotReady),
         }
         self.strictly(reconfig::may_promote)?;
-        self.configure(ConfChangeType::AddNode, id, json::promotion(id)).await?;
+        self.configure(ConfChangeType::AddNode, id, json::promotion(id))
+            .await?;
         Ok(self.reader.members())
     }
 
@@ -209,7 +249,9 @@ impl ServerBackend for Member {
 
     fn is_learner(&self) -> bool {
         let membership = self.reader.membership();
-        membership.member(self.id()).is_some_and(|member| member.is_learner)
+        membership
+            .member(self.id())
+            .is_some_and(|member| member.is_learner)
     }
 
     fn reader(&self) -> &Reader {
@@ -218,7 +260,10 @@ impl ServerBackend for Member {
 
     async fn propose(&self, proposal: Proposal) -> Result<Response, ServerError> {
         let id = self.request_ids.next();
-        let data = proposal.encode(&RequestHeader { id, ..Default::default() });
+        let data = proposal.encode(&RequestHeader {
+            id,
+            ..Default::default()
+        });
         self.submit(id, data).await
     }
 
@@ -239,18 +284,34 @@ impl ServerBackend for Member {
     ) -> Result<(membership::Member, Vec<membership::Member>), ServerError> {
         self.strictly(|voters| reconfig::may_add(voters, is_learner))?;
         let peer_urls: Vec<String> = peer_urls.iter().map(ToString::to_string).collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let id = MemberId::derive(&peer_urls, "", Some(now));
-        let member = membership::Member { id, peer_urls, is_learner, ..Default::default() };
-        let kind = if is_learner { ConfChangeType::AddLearnerNode } else { ConfChangeType::AddNode };
+        let member = membership::Member {
+            id,
+            peer_urls,
+            is_learner,
+            ..Default::default()
+        };
+        let kind = if is_learner {
+            ConfChangeType::AddLearnerNode
+        } else {
+            ConfChangeType::AddNode
+        };
         self.configure(kind, id, json::member(&member)).await?;
         Ok((member, self.reader.members()))
     }
 
     async fn member_remove(&self, id: MemberId) -> Result<Vec<membership::Member>, ServerError> {
-        let is_learner = self.reader.member(id).is_some_and(|member| member.is_learner);
+        let is_learner = self
+            .reader
+            .member(id)
+            .is_some_and(|member| member.is_learner);
         self.strictly(|voters| reconfig::may_remove(voters, self.id(), id, is_learner))?;
-        self.configure(ConfChangeType::RemoveNode, id, Vec::new()).await?;
+        self.configure(ConfChangeType::RemoveNode, id, Vec::new())
+            .await?;
         Ok(self.reader.members())
     }
 
@@ -260,8 +321,13 @@ impl ServerBackend for Member {
         peer_urls: Vec<Url>,
     ) -> Result<Vec<membership::Member>, ServerError> {
         let peer_urls = peer_urls.iter().map(ToString::to_string).collect();
-        let member = membership::Member { id, peer_urls, ..Default::default() };
-        self.configure(ConfChangeType::UpdateNode, id, json::member(&member)).await?;
+        let member = membership::Member {
+            id,
+            peer_urls,
+            ..Default::default()
+        };
+        self.configure(ConfChangeType::UpdateNode, id, json::member(&member))
+            .await?;
         Ok(self.reader.members())
     }
 
@@ -272,9 +338,17 @@ impl ServerBackend for Member {
                 if self.is_leader() {
                     return self.promote_here(id).await;
                 }
-                let leader = self.node.status().leader.and_then(|leader| self.reader.member(leader));
+                let leader = self
+                    .node
+                    .status()
+                    .leader
+                    .and_then(|leader| self.reader.member(leader));
                 for url in leader.iter().flat_map(|leader| &leader.peer_urls) {
-                    if let Some(told) = self.peers.promote(url, id, self.config.request_timeout()).await {
+                    if let Some(told) = self
+                        .peers
+                        .promote(url, id, self.config.request_timeout())
+                        .await
+                    {
                         return told;
                     }
                 }
@@ -288,7 +362,10 @@ impl ServerBackend for Member {
     }
 
     async fn move_leader(&self, to: MemberId) -> Result<(), ServerError> {
-        let is_voter = self.reader.member(to).is_some_and(|member| !member.is_learner);
+        let is_voter = self
+            .reader
+            .member(to)
+            .is_some_and(|member| !member.is_learner);
         if !is_voter {
             return Err(ServerError::BadLeaderTransferee);
         }

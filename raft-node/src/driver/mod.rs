@@ -41,7 +41,7 @@ use crate::{
     metrics::Metrics,
     outbound::Heartbeats,
     persist::WalTask,
-    proposals::{Appended, Held},
+    proposals::{Appended, Forwarded, Held},
     read_index::ReadIndex,
 };
 
@@ -105,6 +105,7 @@ pub(crate) struct Driver {
     reads: ReadIndex,
     held: Held,
     appended: Appended,
+    forwarded: Forwarded,
     jobs: Jobs,
     snapshots: Snapshots,
     /// Number of the last Ready.
@@ -143,7 +144,6 @@ impl Driver {
         let nonce = election.nonce();
         let snapshots = Snapshots::new(&log);
         let configuration = conf_change::follow(&log.conf_state(), &ConfChange::default());
-        let mut log = log;
         let mut raw = RawNode::new(
             &raft_config(&config, applied),
             log,
@@ -159,6 +159,7 @@ impl Driver {
             reads: ReadIndex::new(config.id, nonce, config.read_retry, config.request_timeout),
             held: Held::default(),
             appended: Appended::default(),
+            forwarded: Forwarded::default(),
             jobs: Jobs::default(),
             snapshots,
             number: 0,
@@ -223,7 +224,7 @@ impl Driver {
         loop {
             self.report_failed_sends();
             self.retry_timeout_now();
-            self.flush_held();
+            self.flush_held(now);
             self.flush_reads(now);
             if self.effects.fatal.is_some() || !self.raw.has_ready() {
                 break;

@@ -203,11 +203,21 @@ impl Driver {
         }
         if index > log.applied {
             self.raw.advance_apply_to(index);
+            self.give_up_forwarded(index);
         }
         while let Some((_, state)) = self.installing.pop_front_if(|(at, _)| *at <= index) {
             self.configuration = conf_change::follow(&state, &ConfChange::default());
             self.metrics.snapshot_applying.set(0.0);
         }
+    }
+
+    /// What was forwarded to an earlier leader and is not answered by now has most likely gone with it. Its
+    /// proposers can do better than to wait for their deadline.
+    fn give_up_forwarded(&mut self, applied: u64) {
+        let term = self.raw.store().term_at(applied).unwrap_or_default();
+        let lost = self.forwarded.outlived(term).into_iter();
+        let lost = lost.map(|id| (id, crate::ProposeError::LeaderLost));
+        self.effects.failed_proposals.extend(lost);
     }
 
     fn read_confirmed(&mut self, context: &[u8], index: u64) {

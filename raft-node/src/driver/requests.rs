@@ -28,7 +28,7 @@ impl Driver {
         self.reads.add(now, Origin::Local(ticket));
     }
 
-    pub(super) fn flush_held(&mut self) {
+    pub(super) fn flush_held(&mut self, now: Duration) {
         while !self.held.is_empty() {
             match self.path() {
                 Path::Wait => return,
@@ -38,7 +38,7 @@ impl Driver {
                 }
                 Path::Open => {
                     let taken = self.held.take_message();
-                    self.propose_now(taken);
+                    self.propose_now(now, taken);
                 }
             }
         }
@@ -56,7 +56,7 @@ impl Driver {
         }
     }
 
-    fn propose_now(&mut self, proposals: Vec<Proposal>) {
+    fn propose_now(&mut self, now: Duration, proposals: Vec<Proposal>) {
         let leads = self.is_leader();
         let raft = &self.raw.raft;
         let changes = proposals
@@ -87,7 +87,7 @@ impl Driver {
                 }
             }
             // On its way to the leader; what becomes of it is open.
-            Ok(()) => {}
+            Ok(()) => self.forwarded.add(now, term, ids),
             Err(error) => {
                 tracing::debug!(%error, count = ids.len(), "raft refused proposals");
                 let refused = ids
@@ -160,6 +160,7 @@ impl Driver {
     /// Gives up what waited too long, and has slow questions repeated.
     pub(super) fn expire(&mut self, now: Duration) {
         let since = now.saturating_sub(self.config.request_timeout);
+        self.forwarded.forget(since);
         let expired = self.held.expire(since);
         let failed = expired.into_iter().map(|id| (id, ProposeError::NoLeader));
         self.effects.failed_proposals.extend(failed);
