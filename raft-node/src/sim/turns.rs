@@ -220,7 +220,10 @@ impl World {
         for (request, error) in effects.failed_proposals {
             if running.waiters.remove(&request) {
                 assert_ne!(error, ProposeError::Stopped);
-                self.failed.insert(request);
+                // This one alone leaves open what becomes of it.
+                if error != ProposeError::LeaderLost {
+                    self.failed.insert(request);
+                }
             }
         }
         for (ticket, index) in effects.confirmed_reads {
