@@ -39,8 +39,14 @@ fn listen(address: &str, reuse_port: bool) -> io::Result<TcpListener> {
     // A name with addresses of both kinds means the one of IPv4, as it does for Go.
     let mut addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    let first = addresses.first().ok_or_else(|| io::Error::other("no such host"))?;
-    let socket = Socket::new(Domain::for_address(*first), Type::STREAM, Some(Protocol::TCP))?;
+    let first = addresses
+        .first()
+        .ok_or_else(|| io::Error::other("no such host"))?;
+    let socket = Socket::new(
+        Domain::for_address(*first),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_nonblocking(true)?;
     // A restart must not wait for the end of the connections of the process before.
     socket.set_reuse_address(true)?;
@@ -63,6 +69,9 @@ mod tests {
         let first = listen("http://127.0.0.1:0".into()).unwrap();
         let address = first[0].local_addr().unwrap();
         let error = listen(format!("http://{address}")).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("listen tcp {address}: Address already in use")), "{error}");
+        assert!(
+            error.starts_with(&format!("listen tcp {address}: Address already in use")),
+            "{error}"
+        );
     }
 }

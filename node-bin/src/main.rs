@@ -18,7 +18,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let args: Vec<_> = env::args_os().collect();
-    let shown: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let shown: Vec<String> = args
+        .iter()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
     let loaded = match config::load(args.into_iter().skip(1).collect(), env::vars_os().collect()) {
         Ok(Outcome::Run(loaded)) => loaded,
         Ok(Outcome::Print(text)) => {
@@ -33,7 +36,10 @@ fn main() -> ExitCode {
     }
     log::log_panics();
     log::announce(&loaded, &shown);
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => {
             let code = runtime.block_on(run(loaded.config));
             // Whatever still blocks a thread has had its deadline.
@@ -48,7 +54,10 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> ExitCode {
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+    let (mut terminate, mut interrupt) = match (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(fatal = true, %error, "cannot listen to signals");
@@ -90,7 +99,10 @@ async fn until_the_end(running: Running, mut terminate: Signal, mut interrupt: S
         tracing::error!(fatal = true, reason, "the member cannot go on");
         return ExitCode::FAILURE;
     }
-    if tokio::time::timeout(STOP_MAX, running.stop()).await.is_err() {
+    if tokio::time::timeout(STOP_MAX, running.stop())
+        .await
+        .is_err()
+    {
         tracing::warn!(deadline = ?STOP_MAX, "stopping took too long");
     }
     ExitCode::SUCCESS

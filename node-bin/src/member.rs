@@ -31,7 +31,9 @@ pub use self::{cluster_version::Versions, info::MemberInfo, request_id::RequestI
 /// `connected` holds the other voters with how long each connection has lasted, `None` for those out of reach (etcd:
 /// etcdserver/util.go, `longestConnected`).
 pub fn transferee(connected: &[(MemberId, Option<std::time::Duration>)]) -> Option<MemberId> {
-    let reachable = connected.iter().filter_map(|(id, since)| since.map(|since| (since, *id)));
+    let reachable = connected
+        .iter()
+        .filter_map(|(id, since)| since.map(|since| (since, *id)));
     reachable.max_by_key(|(since, _)| *since).map(|(_, id)| id)
 }
 
@@ -44,7 +46,11 @@ mod tests {
     #[test]
     fn leadership_goes_to_the_steadiest_peer() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let peers = [(MemberId(1), seconds(5)), (MemberId(2), None), (MemberId(3), seconds(9))];
+        let peers = [
+            (MemberId(1), seconds(5)),
+            (MemberId(2), None),
+            (MemberId(3), seconds(9)),
+        ];
         assert_eq!(transferee(&peers), Some(MemberId(3)));
         assert_eq!(transferee(&[(MemberId(2), None)]), None);
     }

@@ -115,13 +115,21 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let recorder = metrics.recorder();
     let listeners = Listeners::bind(&config)?;
 
-    let mut options =
-        StorageOptions::new(Arc::new(RealDisk), config.wal_dir(), config.snap_dir(), recorder.clone());
+    let mut options = StorageOptions::new(
+        Arc::new(RealDisk),
+        config.wal_dir(),
+        config.snap_dir(),
+        recorder.clone(),
+    );
     if let Some(bytes) = config.wal_segment_bytes {
         options.segment_bytes = bytes;
     }
     let asking = PeerClient::new(Client::plain(config.peer_dial_timeout()), None);
-    let Boot { metadata, storage, remotes } = boot::boot(&config, &options, &asking).await?;
+    let Boot {
+        metadata,
+        storage,
+        remotes,
+    } = boot::boot(&config, &options, &asking).await?;
     let (id, cluster_id) = (metadata.node_id, metadata.cluster_id);
 
     let (ended, ended_watch) = watch::channel(None);
@@ -138,7 +146,12 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let tasks = TaskTracker::new();
     let (followups, followups_waiting) = mpsc::channel(DUTIES_MAX);
     let replica = Replica::new(
-        store, id, transport.clone(), &config.snap_dir(), followups, config.warning_apply_duration,
+        store,
+        id,
+        transport.clone(),
+        &config.snap_dir(),
+        followups,
+        config.warning_apply_duration,
     );
     let outbound = Outbound {
         transport: transport.clone(),
@@ -148,12 +161,20 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
         tasks: tasks.clone(),
         node: node.clone(),
     };
-    let running_node = Node::start(node_config(&config, id, cluster_id, recorder.clone()), storage, replica, Arc::new(outbound))?;
+    let running_node = Node::start(
+        node_config(&config, id, cluster_id, recorder.clone()),
+        storage,
+        replica,
+        Arc::new(outbound),
+    )?;
     // Set once, here.
     let _ = node.set(running_node.clone());
 
     let member = Arc::new(Member {
-        responder: Responder { cluster_id, member_id: id },
+        responder: Responder {
+            cluster_id,
+            member_id: id,
+        },
         peers: PeerClient::new(Client::new(transport.config()), Some(cluster_id)),
         config: config.clone(),
         node: running_node,
@@ -210,9 +231,17 @@ fn start_transport(
     settings.dial_timeout = config.peer_dial_timeout();
     settings.read_timeout = config.raft_read_timeout;
     settings.write_timeout = config.raft_write_timeout;
-    let inbound = Inbound { reader: reader.clone(), snap_dir: config.snap_dir(), node };
+    let inbound = Inbound {
+        reader: reader.clone(),
+        snap_dir: config.snap_dir(),
+        node,
+    };
     let sink = SnapDir::new(config.snap_dir(), recorder);
-    Ok(Transport::start(settings, Arc::new(inbound), Arc::new(sink))?)
+    Ok(Transport::start(
+        settings,
+        Arc::new(inbound),
+        Arc::new(sink),
+    )?)
 }
 
 fn node_config(
@@ -247,7 +276,10 @@ impl Running {
         tasks.spawn(tasks::advance_election(member.clone(), stop.clone()));
         tasks.spawn(tasks::watch_leader(member.clone(), stop.clone()));
         tasks.spawn(tasks::monitor_versions(member.clone(), stop.clone()));
-        let (seeing_to, after) = (tasks::follow_up(member.clone(), followups, stop.clone()), ended.clone());
+        let (seeing_to, after) = (
+            tasks::follow_up(member.clone(), followups, stop.clone()),
+            ended.clone(),
+        );
         tasks.spawn(async move {
             if let Some(end) = seeing_to.await {
                 after.send_replace(Some(end));
@@ -268,7 +300,12 @@ impl Running {
                 watched.send_if_modified(|first| first.is_none() && { *first = Some(end); true });
             }
         });
-        self.serve_clients(listeners.clients, listeners.client_http, listeners.metrics, metrics);
+        self.serve_clients(
+            listeners.clients,
+            listeners.client_http,
+            listeners.metrics,
+            metrics,
+        );
     }
 
     fn serve_peers(&self, listeners: Vec<TcpListener>) {
@@ -280,7 +317,9 @@ impl Running {
             };
             let transport = self.member.transport.clone();
             let stop = self.stop_peers.clone();
-            self.tasks.spawn(transport_http::serve_peers(listener, transport, fallback, stop));
+            self.tasks.spawn(transport_http::serve_peers(
+                listener, transport, fallback, stop,
+            ));
         }
     }
 
@@ -292,19 +331,43 @@ impl Running {
         metrics_only: Vec<TcpListener>,
         metrics: Metrics,
     ) {
-        let (member, stop, config) = (self.member.clone(), self.stop_clients.clone(), self.member.config.clone());
-        let server_metrics = Arc::new(ServerMetrics::register(metrics.recorder(), config.server_version, &config.features));
+        let (member, stop, config) = (
+            self.member.clone(),
+            self.stop_clients.clone(),
+            self.member.config.clone(),
+        );
+        let server_metrics = Arc::new(ServerMetrics::register(
+            metrics.recorder(),
+            config.server_version,
+            &config.features,
+        ));
         server_metrics.identify(member.id());
         let grpc_metrics = GrpcMetrics::register(&*metrics.recorder(), config.metrics);
-        let services = Services::new(member.clone(), grpc_metrics, server_metrics.clone(), service_options(&config));
-        let access = Access { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };
-        let router = client_router(member.clone(), metrics.clone(), server_metrics.clone(), access);
+        let services = Services::new(
+            member.clone(),
+            grpc_metrics,
+            server_metrics.clone(),
+            service_options(&config),
+        );
+        let access = Access {
+            origins: config.cors.clone(),
+            hosts: config.host_whitelist.clone(),
+        };
+        let router = client_router(
+            member.clone(),
+            metrics.clone(),
+            server_metrics.clone(),
+            access,
+        );
         let monitoring = metrics_router(member.clone(), metrics, server_metrics);
         let options = server_options(&config);
         let shared_port = client_http.is_empty();
         let tasks = self.tasks.clone();
         for listener in metrics_only {
-            let endpoint = Endpoint::<Member> { grpc: None, http: monitoring.clone() };
+            let endpoint = Endpoint::<Member> {
+                grpc: None,
+                http: monitoring.clone(),
+            };
             tasks.spawn(server::serve(listener, endpoint, options, stop.clone()));
         }
         let spawner = tasks.clone();
@@ -354,12 +417,18 @@ impl Running {
             return;
         }
         let voters = member.voters();
-        let others: Vec<_> = voters.iter().filter(|voter| voter.id != member.id()).collect();
+        let others: Vec<_> = voters
+            .iter()
+            .filter(|voter| voter.id != member.id())
+            .collect();
         if others.is_empty() {
             tracing::info!(local_member_id = %member.id(), "skipped leadership transfer for single voting member cluster");
             return;
         }
-        let connected: Vec<_> = others.iter().map(|voter| (voter.id, voter.connected)).collect();
+        let connected: Vec<_> = others
+            .iter()
+            .map(|voter| (voter.id, voter.connected))
+            .collect();
         let Some(to) = transferee(&connected) else {
             tracing::warn!(local_member_id = %member.id(), "no voter is connected that leadership could go to");
             return;
@@ -370,7 +439,9 @@ impl Running {
                 tracing::info!(local_member_id = %member.id(), new_leader_member_id = %to, took = ?begun.elapsed(), "leadership transferred");
             }
             Ok(Err(error)) => tracing::warn!(%error, "leadership transfer failed"),
-            Err(_) => tracing::warn!(error = %ServerError::TimeoutLeaderTransfer, "leadership transfer failed"),
+            Err(_) => {
+                tracing::warn!(error = %ServerError::TimeoutLeaderTransfer, "leadership transfer failed")
+            }
         }
     }
 }
@@ -391,8 +462,12 @@ fn server_options(config: &Config) -> ServerOptions {
     let defaults = ServerOptions::default();
     ServerOptions {
         max_concurrent_streams: config.max_concurrent_streams,
-        keepalive_interval: config.grpc_keepalive_interval.unwrap_or(defaults.keepalive_interval),
-        keepalive_timeout: config.grpc_keepalive_timeout.unwrap_or(defaults.keepalive_timeout),
+        keepalive_interval: config
+            .grpc_keepalive_interval
+            .unwrap_or(defaults.keepalive_interval),
+        keepalive_timeout: config
+            .grpc_keepalive_timeout
+            .unwrap_or(defaults.keepalive_timeout),
         ..defaults
     }
 }

@@ -24,13 +24,29 @@ use crate::{
 const HEALTH_KEY: &[u8] = b"health";
 
 fn info(member: kvstore::membership::Member) -> MemberInfo {
-    let kvstore::membership::Member { id, peer_urls, is_learner, name, client_urls } = member;
-    MemberInfo { id, peer_urls, is_learner, name, client_urls }
+    let kvstore::membership::Member {
+        id,
+        peer_urls,
+        is_learner,
+        name,
+        client_urls,
+    } = member;
+    MemberInfo {
+        id,
+        peer_urls,
+        is_learner,
+        name,
+        client_urls,
+    }
 }
 
 fn versions(member: &Member) -> Versions {
     let cluster = member.reader.cluster_version();
-    Versions::new(&member.config.server_version.to_string(), cluster, storage_version(cluster))
+    Versions::new(
+        &member.config.server_version.to_string(),
+        cluster,
+        storage_version(cluster),
+    )
 }
 
 impl PeerState for Member {
@@ -46,7 +62,11 @@ impl PeerState for Member {
         versions(self)
     }
 
-    async fn promote(&self, id: MemberId, _authorization: Option<String>) -> Result<Vec<MemberInfo>, PromoteError> {
+    async fn promote(
+        &self,
+        id: MemberId,
+        _authorization: Option<String>,
+    ) -> Result<Vec<MemberInfo>, PromoteError> {
         match self.promote_here(id).await {
             Ok(members) => Ok(members.into_iter().map(info).collect()),
             Err(ServerError::Apply(ApplyError::MemberNotFound)) => Err(PromoteError::NotFound),
@@ -62,7 +82,12 @@ impl PeerState for Member {
         let hashed = tokio::task::spawn_blocking(move || {
             let (hash, current) = reader.hash_kv(revision)?;
             let hash_revision = if revision == 0 { current } else { revision };
-            Ok(HashKv { revision: current, hash: hash.hash, compact_revision: hash.compact_revision, hash_revision })
+            Ok(HashKv {
+                revision: current,
+                hash: hash.hash,
+                compact_revision: hash.compact_revision,
+                hash_revision,
+            })
         });
         match hashed.await {
             Ok(outcome) => outcome.map_err(|error: ApplyError| error.to_string()),
@@ -83,7 +108,11 @@ impl Gate for Member {
 
 impl ClientState for Member {
     fn alarms(&self) -> Vec<Alarm> {
-        let kinds = self.reader.alarms().into_iter().filter_map(|alarm| AlarmType::try_from(alarm.alarm).ok());
+        let kinds = self
+            .reader
+            .alarms()
+            .into_iter()
+            .filter_map(|alarm| AlarmType::try_from(alarm.alarm).ok());
         kinds
             .filter_map(|kind| match kind {
                 AlarmType::Nospace => Some(Alarm::NoSpace),
@@ -99,10 +128,19 @@ impl ClientState for Member {
 
     async fn read(&self, serializable: bool) -> Result<(), String> {
         if !serializable {
-            self.linearizable().await.map_err(|error| error.to_string())?;
+            self.linearizable()
+                .await
+                .map_err(|error| error.to_string())?;
         }
-        let request = RangeRequest { key: HEALTH_KEY.into(), limit: 1, ..Default::default() };
-        self.reader.range(&request).map(drop).map_err(|error| error.to_string())
+        let request = RangeRequest {
+            key: HEALTH_KEY.into(),
+            limit: 1,
+            ..Default::default()
+        };
+        self.reader
+            .range(&request)
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     fn raft_status(&self) -> serde_json::Value {

@@ -35,8 +35,12 @@ impl PeerClient {
     }
 
     fn headers(&self) -> HeaderMap {
-        let id = self.cluster_id.and_then(|id| HeaderValue::from_str(&id.to_string()).ok());
-        id.map(|id| (http::HeaderName::from_static(CLUSTER_ID), id)).into_iter().collect()
+        let id = self
+            .cluster_id
+            .and_then(|id| HeaderValue::from_str(&id.to_string()).ok());
+        id.map(|id| (http::HeaderName::from_static(CLUSTER_ID), id))
+            .into_iter()
+            .collect()
     }
 
     /// Asks the leader at `url` to promote a learner; `None` when another URL should be tried
@@ -47,11 +51,15 @@ impl PeerClient {
         id: MemberId,
         within: Duration,
     ) -> Option<Result<Vec<Member>, ServerError>> {
-        let built = Request::builder().method(Method::POST).uri(format!("{url}/members/promote/{}", id.0));
+        let built = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{url}/members/promote/{}", id.0));
         let mut request = built.body(Bytes::new()).ok()?;
         *request.headers_mut() = self.headers();
         let answer = self.client.send(request, within, ANSWER_MAX).await;
-        let answer = answer.inspect_err(|error| tracing::warn!(url, %error, "failed to forward a promotion")).ok()?;
+        let answer = answer
+            .inspect_err(|error| tracing::warn!(url, %error, "failed to forward a promotion"))
+            .ok()?;
         match read_promotion(answer.status(), answer.body()) {
             Ok(_) => json::parse_members(answer.body()).ok().map(Ok),
             Err(PromoteError::Timeout) => Some(Err(ServerError::Timeout)),
@@ -68,9 +76,19 @@ impl PeerClient {
 
 impl Ask for PeerClient {
     async fn get(&self, url: &str, within: Duration) -> Result<Answer, String> {
-        let answer = self.client.get(url, self.headers(), within, ANSWER_MAX).await;
+        let answer = self
+            .client
+            .get(url, self.headers(), within, ANSWER_MAX)
+            .await;
         let (status, headers, body) = answer.map_err(|error| error.to_string())?;
-        let cluster_id = headers.get(CLUSTER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
-        Ok(Answer { status: status.as_u16(), cluster_id, body: body.to_vec() })
+        let cluster_id = headers
+            .get(CLUSTER_ID)
+            .and_then(|id| id.to_str().ok())
+            .map(str::to_owned);
+        Ok(Answer {
+            status: status.as_u16(),
+            cluster_id,
+            body: body.to_vec(),
+        })
     }
 }

@@ -47,7 +47,9 @@ pub enum BootError {
     #[error("couldn't find local name {0:?} among the members of the cluster")]
     Unlisted(String),
     /// The data directory belongs to another member of the initial cluster.
-    #[error("data directory {path} belongs to member {found}, which the initial cluster calls {name:?}")]
+    #[error(
+        "data directory {path} belongs to member {found}, which the initial cluster calls {name:?}"
+    )]
     OtherMember {
         /// The directory.
         path: String,
@@ -70,9 +72,16 @@ pub enum BootError {
 }
 
 /// Finds out who this member is and opens or creates its log.
-pub async fn boot(config: &Config, options: &StorageOptions, peers: &PeerClient) -> Result<Boot, BootError> {
+pub async fn boot(
+    config: &Config,
+    options: &StorageOptions,
+    peers: &PeerClient,
+) -> Result<Boot, BootError> {
     for dir in [&config.data_dir, &config.member_dir(), &config.snap_dir()] {
-        create_private(dir).map_err(|source| BootError::Directory { path: dir.display().to_string(), source })?;
+        create_private(dir).map_err(|source| BootError::Directory {
+            path: dir.display().to_string(),
+            source,
+        })?;
     }
     if Storage::exists(options)? {
         let storage = Storage::open(options)?;
@@ -83,7 +92,11 @@ pub async fn boot(config: &Config, options: &StorageOptions, peers: &PeerClient)
                 local_member_id = %metadata.node_id, cluster_id = %metadata.cluster_id,
                 last_index = storage.last_index(), "restarting local member"
             );
-            return Ok(Boot { metadata, storage, remotes: Vec::new() });
+            return Ok(Boot {
+                metadata,
+                storage,
+                remotes: Vec::new(),
+            });
         }
         return begin(config, peers, Some(storage), options).await;
     }
@@ -113,21 +126,40 @@ async fn begin(
         Some(storage) => {
             let found = storage.metadata().node_id;
             let path = config.data_dir.display().to_string();
-            return Err(BootError::OtherMember { path, found, name: String::new() });
+            return Err(BootError::OtherMember {
+                path,
+                found,
+                name: String::new(),
+            });
         }
         None => Storage::create(options, metadata)?,
     };
     if let Some(members) = members {
         let contexts: Vec<_> = members
             .into_iter()
-            .map(|InitialMember { id, name, peer_urls }| {
-                let member = Member { id, name, peer_urls, ..Member::default() };
-                (id, json::member(&member).into())
-            })
+            .map(
+                |InitialMember {
+                     id,
+                     name,
+                     peer_urls,
+                 }| {
+                    let member = Member {
+                        id,
+                        name,
+                        peer_urls,
+                        ..Member::default()
+                    };
+                    (id, json::member(&member).into())
+                },
+            )
             .collect();
         storage.bootstrap(&contexts)?;
     }
-    Ok(Boot { metadata, storage, remotes })
+    Ok(Boot {
+        metadata,
+        storage,
+        remotes,
+    })
 }
 
 /// The members of a cluster that is being founded, once nobody knows better.
@@ -136,7 +168,11 @@ async fn found(
     initial: &InitialCluster,
     peers: &PeerClient,
 ) -> Result<(Metadata, Vec<InitialMember>), BootError> {
-    initial.verify_bootstrap(&config.name, &config.advertise_peer_urls, &SystemResolver::start())?;
+    initial.verify_bootstrap(
+        &config.name,
+        &config.advertise_peer_urls,
+        &SystemResolver::start(),
+    )?;
     let members = initial.found(&config.initial_cluster_token)?;
     let node_id = own(&members, &config.name)?;
     if join::is_bootstrapped(peers, &initial.remote_urls(&config.name), node_id).await {
@@ -144,7 +180,13 @@ async fn found(
     }
     let cluster_id = InitialCluster::cluster_id(&members);
     tracing::info!(local_member_id = %node_id, %cluster_id, members = members.len(), "starting local member");
-    Ok((Metadata { node_id, cluster_id }, members))
+    Ok((
+        Metadata {
+            node_id,
+            cluster_id,
+        },
+        members,
+    ))
 }
 
 /// Who this member is in a cluster that runs, and who the others are.
@@ -154,32 +196,59 @@ async fn existing(
     peers: &PeerClient,
 ) -> Result<(Metadata, Vec<(MemberId, Vec<String>)>), BootError> {
     initial.verify_join(&config.name)?;
-    let cluster = join::remote_cluster(peers, &initial.remote_urls(&config.name), MEMBERS_TIME).await?;
+    let cluster =
+        join::remote_cluster(peers, &initial.remote_urls(&config.name), MEMBERS_TIME).await?;
     let members = initial.join(&cluster.peers(), &SystemResolver::start())?;
     let node_id = own(&members, &config.name)?;
     let own_version = version::to_store(config.server_version);
-    join::check_versions(peers, &cluster, node_id, own_version, config.request_timeout()).await?;
+    join::check_versions(
+        peers,
+        &cluster,
+        node_id,
+        own_version,
+        config.request_timeout(),
+    )
+    .await?;
     cluster.check_learners(config.max_learners)?;
     let cluster_id: ClusterId = cluster.id;
     tracing::info!(local_member_id = %node_id, %cluster_id, "joining an existing cluster");
-    let remotes = cluster.peers().into_iter().filter(|(id, _)| *id != node_id).collect();
-    Ok((Metadata { node_id, cluster_id }, remotes))
+    let remotes = cluster
+        .peers()
+        .into_iter()
+        .filter(|(id, _)| *id != node_id)
+        .collect();
+    Ok((
+        Metadata {
+            node_id,
+            cluster_id,
+        },
+        remotes,
+    ))
 }
 
 fn own(members: &[InitialMember], name: &str) -> Result<MemberId, BootError> {
     let own = members.iter().find(|member| member.name == name);
-    own.map(|member| member.id).ok_or_else(|| BootError::Unlisted(name.into()))
+    own.map(|member| member.id)
+        .ok_or_else(|| BootError::Unlisted(name.into()))
 }
 
 /// A log decides who a member is, whatever the flags say. But if they give its id another name, somebody
 /// has mixed up the directories of two members, and both would speak for one.
 fn is_ours(config: &Config, found: MemberId) -> Result<(), BootError> {
-    let Ok(initial) = InitialCluster::parse(&config.initial_cluster) else { return Ok(()) };
-    let Ok(members) = initial.found(&config.initial_cluster_token) else { return Ok(()) };
+    let Ok(initial) = InitialCluster::parse(&config.initial_cluster) else {
+        return Ok(());
+    };
+    let Ok(members) = initial.found(&config.initial_cluster_token) else {
+        return Ok(());
+    };
     match members.into_iter().find(|member| member.id == found) {
         Some(member) if member.name != config.name => {
             let path = config.data_dir.display().to_string();
-            Err(BootError::OtherMember { path, found, name: member.name })
+            Err(BootError::OtherMember {
+                path,
+                found,
+                name: member.name,
+            })
         }
         _ => Ok(()),
     }
@@ -188,5 +257,8 @@ fn is_ours(config: &Config, found: MemberId) -> Result<(), BootError> {
 /// Creates a directory for this user alone, with what is missing above it.
 fn create_private(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
 }

@@ -73,7 +73,9 @@ impl Inbound {
         match imported {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(ProcessError::Dropped(error.to_string())),
-            Err(error) => Err(ProcessError::Dropped(format!("importing a database was interrupted: {error}"))),
+            Err(error) => Err(ProcessError::Dropped(format!(
+                "importing a database was interrupted: {error}"
+            ))),
         }
     }
 }

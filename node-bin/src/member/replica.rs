@@ -70,7 +70,14 @@ impl Replica {
         followups: mpsc::Sender<Followup>,
         warn_after: Duration,
     ) -> Replica {
-        let replica = Replica { store, local, transport, snap_dir: snap_dir.into(), followups, warn_after };
+        let replica = Replica {
+            store,
+            local,
+            transport,
+            snap_dir: snap_dir.into(),
+            followups,
+            warn_after,
+        };
         replica.connect_members();
         replica
     }
@@ -138,13 +145,21 @@ pub fn imported_path(snap_dir: &Path, index: u64) -> PathBuf {
 /// Imports the database received with `snapshot` into our own format, next to it. Blocking, and as long as
 /// the database is big.
 pub fn import(snap_dir: &Path, snapshot: &Snapshot) -> Result<PathBuf, SnapshotError> {
-    let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index);
+    let index = snapshot
+        .metadata
+        .as_ref()
+        .map_or(0, |metadata| metadata.index);
     let received = snap_dir.join(SnapDir::file_name(index));
-    let failed = |error: String| SnapshotError::new(format!("importing {}", received.display()), error);
+    let failed =
+        |error: String| SnapshotError::new(format!("importing {}", received.display()), error);
     let imported = imported_path(snap_dir, index);
-    let found = kvstore::import::import_snapshot(&received, &imported, &snapshot.data).map_err(|error| failed(error.to_string()))?;
+    let found = kvstore::import::import_snapshot(&received, &imported, &snapshot.data)
+        .map_err(|error| failed(error.to_string()))?;
     if found.consistent_index != index {
-        return Err(failed(format!("the database is at index {}, its snapshot at {index}", found.consistent_index)));
+        return Err(failed(format!(
+            "the database is at index {}, its snapshot at {index}",
+            found.consistent_index
+        )));
     }
     Ok(imported)
 }
@@ -193,9 +208,14 @@ impl StateMachine for Replica {
         let verdict = self.store.conf_change(entry.index, change);
         match &verdict {
             Ok(event) => self.membership_changed(event),
-            Err(error) => tracing::warn!(%error, index = entry.index, "a configuration change is refused"),
+            Err(error) => {
+                tracing::warn!(%error, index = entry.index, "a configuration change is refused")
+            }
         }
-        ConfChangeVerdict { accepted: verdict.is_ok(), response: Answer::Membership(verdict.map(drop)) }
+        ConfChangeVerdict {
+            accepted: verdict.is_ok(),
+            response: Answer::Membership(verdict.map(drop)),
+        }
     }
 
     fn conf_state(&mut self, index: u64, term: u64, conf_state: ConfState) {
@@ -211,12 +231,17 @@ impl StateMachine for Replica {
     }
 
     fn image(&mut self) -> Result<(Snapshot, Image), SnapshotError> {
-        let image = self.store.image().map_err(|error| SnapshotError::new("taking an image of the store", error))?;
+        let image = self
+            .store
+            .image()
+            .map_err(|error| SnapshotError::new("taking an image of the store", error))?;
         Ok((image.snapshot().clone(), image))
     }
 
     fn durable_snapshot(&mut self) -> Result<Option<Snapshot>, SnapshotError> {
-        self.store.durable_snapshot().map_err(|error| SnapshotError::new("taking a snapshot of the store", error))
+        self.store
+            .durable_snapshot()
+            .map_err(|error| SnapshotError::new("taking a snapshot of the store", error))
     }
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
@@ -226,15 +251,19 @@ impl StateMachine for Replica {
             // A stop between the message and this; what was received is still there.
             imported = import(&self.snap_dir, snapshot)?;
         }
-        self.store
-            .install(&imported, &metadata)
-            .map_err(|error| SnapshotError::new(format!("installing {}", imported.display()), error))?;
+        self.store.install(&imported, &metadata).map_err(|error| {
+            SnapshotError::new(format!("installing {}", imported.display()), error)
+        })?;
         self.connect_members();
         let members = self.store.reader();
         if members.is_removed(self.local) {
             self.follow_up(Followup::SelfRemoved);
         }
-        tracing::info!(snapshot_index = metadata.index, snapshot_term = metadata.term, "applied snapshot");
+        tracing::info!(
+            snapshot_index = metadata.index,
+            snapshot_term = metadata.term,
+            "applied snapshot"
+        );
         Ok(())
     }
 

@@ -49,8 +49,19 @@ pub enum Ended {
 /// The versions the other members report, `None` for those that do not answer.
 async fn others(member: &Member) -> Vec<Option<Version>> {
     let mut versions = Vec::new();
-    for other in member.reader.members().iter().filter(|other| other.id != member.id()) {
-        let told = join::versions(&member.peers, other.id, &other.peer_urls, member.config.request_timeout()).await;
+    for other in member
+        .reader
+        .members()
+        .iter()
+        .filter(|other| other.id != member.id())
+    {
+        let told = join::versions(
+            &member.peers,
+            other.id,
+            &other.peer_urls,
+            member.config.request_timeout(),
+        )
+        .await;
         versions.push(told.and_then(|told| told.server()));
     }
     versions
@@ -64,9 +75,12 @@ pub async fn publish(member: &Member, stop: &CancellationToken) {
         loop {
             let versions = others(member).await;
             let patience_over = Instant::now() > patient_until;
-            if let Some(form) = publish::form(member.reader.cluster_version(), &versions, patience_over) {
+            if let Some(form) =
+                publish::form(member.reader.cluster_version(), &versions, patience_over)
+            {
                 let id = member.request_ids.next();
-                let entry = publish::entry(form, id, member.id(), &member.config.name, &client_urls);
+                let entry =
+                    publish::entry(form, id, member.id(), &member.config.name, &client_urls);
                 match member.submit(id, entry.into()).await {
                     Ok(_) => return,
                     Err(error) => {
@@ -105,7 +119,9 @@ async fn update_version(member: &Member) {
     let own = version::to_store(member.config.server_version);
     let current = member.reader.cluster_version();
     let membership = member.reader.membership();
-    let downgrade = membership.downgrade().and_then(|target| target.parse().ok());
+    let downgrade = membership
+        .downgrade()
+        .and_then(|target| target.parse().ok());
     let all = others.iter().copied().chain([Some(own)]);
     let decided = match decide_cluster_version(current, all, downgrade) {
         Ok(Some(decided)) => decided,
@@ -129,9 +145,18 @@ pub async fn advance_election(member: Arc<Member>, stop: CancellationToken) {
     let begun = Instant::now();
     let looks = async {
         loop {
-            let (members, connected) = (member.reader.members().len(), member.transport.active_peers());
+            let (members, connected) = (
+                member.reader.members().len(),
+                member.transport.active_peers(),
+            );
             let enabled = config.initial_election_tick_advance;
-            match election::advance(enabled, config.election_ticks(), members, connected, begun.elapsed()) {
+            match election::advance(
+                enabled,
+                config.election_ticks(),
+                members,
+                connected,
+                begun.elapsed(),
+            ) {
                 Advance::Now(ticks) => return member.node.advance_election(ticks as usize),
                 Advance::Never => return,
                 Advance::Later => tokio::time::sleep(election::WAIT_STEP).await,
@@ -200,7 +225,9 @@ async fn raise_no_space(member: &Member) {
         alarm: AlarmType::Nospace as i32,
     };
     match member.propose(Proposal::Alarm(alarm)).await {
-        Ok(_) => tracing::warn!(local_member_id = %member.id(), "raised alarm: the database quota is used up"),
+        Ok(_) => {
+            tracing::warn!(local_member_id = %member.id(), "raised alarm: the database quota is used up")
+        }
         Err(error) => tracing::warn!(%error, "failed to raise the alarm for lack of space"),
     }
 }

@@ -127,6 +127,8 @@ pub struct Seed {
     unchecked: Vec<u64>,
     /// What the store called durable when its last life ended.
     durable: u64,
+    /// For the report of an error.
+    doing: &'static str,
 }
 
 impl Seed {
@@ -142,6 +144,7 @@ impl Seed {
             outcomes: HashMap::new(),
             unchecked: Vec::new(),
             durable: 0,
+            doing: "nothing",
         }
     }
 
@@ -156,7 +159,10 @@ impl Seed {
             let lived = runtime
                 .block_on(async { tokio::time::timeout(STUCK, self.live(fate, seen)).await });
             let lived = lived.unwrap_or_else(|_| Err("somebody waits for ever".into()));
-            lived.map_err(|error| format!("life {life}, {fate:?}, {:?}: {error}", self.settings))
+            lived.map_err(|error| {
+                let (doing, settings) = (self.doing, self.settings);
+                format!("life {life}, {doing}, {fate:?}, {settings:?}: {error}")
+            })
         });
         // Not waited for: what is stuck must not keep its report back.
         runtime.shutdown_background();
@@ -195,6 +201,7 @@ impl Seed {
         let disk = WatchedDisk::new(self.disk.clone(), fate);
         let pace = Pace::of(&mut self.random);
         seen.lives += 1;
+        self.doing = "starting";
         match Member::start(
             &disk,
             &self.settings,
@@ -248,6 +255,7 @@ impl Seed {
         member: Member,
         seen: &mut Seen,
     ) -> Result<(), String> {
+        self.doing = "ending";
         if disk.struck().is_none() && self.random.random_bool(0.2) {
             let durable = member.durable.clone();
             member.stop().await;
@@ -269,11 +277,14 @@ impl Seed {
         member: &Member,
         seen: &mut Seen,
     ) -> Result<(), String> {
+        self.doing = "waiting for the log to be applied";
         if let Err(error) = member.node.read_index().await {
             seen.struck_at_start += 1;
             return self.excused(disk, &error);
         }
+        self.doing = "looking";
         self.look(member, seen)?;
+        self.doing = "working";
         self.work(disk, member, seen).await
     }
 
