@@ -225,7 +225,7 @@ fn exchanged_disks(server: &Path, go: &GoEtcd, runtime: &Runtime) -> Outcome {
     Ok(())
 }
 
-/// Fills a member of `from` (a program and its flags), kills it, and boots `onto` on a copy of its WAL alone.
+/// Fills a member of `from` (a program and its flags), ends it, and boots `onto` on a copy of its WAL alone.
 fn boots_on(from: (&Path, &[&str]), onto: (&Path, &[&str]), runtime: &Runtime) -> Outcome {
     let mut source = Cluster::new(&[from.0], from.1)?;
     source.start_all()?;
@@ -237,7 +237,8 @@ fn boots_on(from: (&Path, &[&str]), onto: (&Path, &[&str]), runtime: &Runtime) -
         let revision = settled(std::slice::from_mut(&mut client)).await?;
         Ok::<_, String>((revision, client.hash_kv(0).await?))
     })?;
-    source.members[0].kill()?;
+    // An orderly end: Go drops what the log does not say is committed, and a commit index is written late.
+    source.members[0].terminate()?;
     workspace::copy_dir(&source.members[0].data_dir.join("member/wal"), &wal)
         .map_err(|error| format!("cannot copy the WAL: {error}"))?;
     target.start_all().inspect_err(|_| {
