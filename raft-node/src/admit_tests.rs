@@ -65,14 +65,14 @@ fn typed(entry_type: i32, data: &'static [u8]) -> Message {
 
 fn snapshot_of(index: u64, term: u64, conf_state: Option<ConfState>) -> Message {
     Message {
-        snapshot: Some(Snapshot {
+        snapshot: Some(Box::new(Snapshot {
             data: Bytes::new(),
             metadata: Some(SnapshotMetadata {
                 conf_state,
                 index,
                 term,
             }),
-        }),
+        })),
         ..message(MessageType::Snapshot)
     }
 }

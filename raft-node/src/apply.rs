@@ -275,7 +275,7 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
                     tracing::warn!(remote_peer_id = %to, index, wanted, knows, "the image is too old to be sent");
                     return Some(to);
                 }
-                message.snapshot = Some(snapshot);
+                message.snapshot = Some(Box::new(snapshot));
                 self.transport.send_snapshot(message, image);
                 None
             }

@@ -254,7 +254,7 @@ fn tasks_keep_their_order() {
     });
     let message = Message {
         to: 2,
-        snapshot: Some(at(4)),
+        snapshot: Some(at(4).into()),
         ..Message::default()
     };
     engine.add([
@@ -281,7 +281,7 @@ fn tasks_keep_their_order() {
     assert_eq!(indexes, expected);
     assert_eq!(reports[3].taken, Some(Some(at(6))));
     // The image is newer than what raft asked for, and the message says so.
-    assert_eq!(sent.0.lock()[0].snapshot, Some(at(6)));
+    assert_eq!(sent.0.lock()[0].snapshot, Some(at(6).into()));
     assert!(reports[4].unsent.is_empty());
 }
 
@@ -293,7 +293,7 @@ fn an_image_that_fails_or_is_too_old_is_reported() {
     });
     let message = Message {
         to: 2,
-        snapshot: Some(at(4)),
+        snapshot: Some(at(4).into()),
         ..Message::default()
     };
     engine.add([
@@ -315,7 +315,7 @@ fn an_image_that_fails_or_is_too_old_is_reported() {
     assert_eq!(report.unsent, [MemberId(2)], "index 3 is below 4");
     let newcomer = Message {
         to: 3,
-        snapshot: Some(at(1)),
+        snapshot: Some(at(1).into()),
         ..Message::default()
     };
     engine.add([ApplyTask::Send(Box::new(newcomer))]);

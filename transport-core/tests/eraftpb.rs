@@ -132,7 +132,7 @@ fn fields_only_raft_rs_has_are_dropped() {
 fn an_empty_snapshot_is_none_to_raft_rs() {
     let message = |kind: MessageType| Message {
         msg_type: kind as i32,
-        snapshot: Some(Snapshot::default()),
+        snapshot: Some(Box::default()),
         ..Message::default()
     };
     let has = |kind| {

@@ -218,7 +218,7 @@ impl Fuzz {
             self.rng.random_range(0..10)
         };
         let snapshot = (kind == MessageType::Snapshot as i32 || self.rng.random_range(0..50) == 0)
-            .then(|| self.snapshot(term));
+            .then(|| self.snapshot(term).into());
         let forced = self.rng.random_range(0..30) == 0;
         Message {
             msg_type: kind,

@@ -261,14 +261,14 @@ fn an_earlier_change_leaves_a_restored_configuration_alone() {
         ..ConfState::default()
     };
     bench.receive(Message {
-        snapshot: Some(Snapshot {
+        snapshot: Some(Box::new(Snapshot {
             data: Bytes::new(),
             metadata: Some(SnapshotMetadata {
                 conf_state: Some(conf_state),
                 index: 50,
                 term: 2,
             }),
-        }),
+        })),
         ..from(2, MessageType::Snapshot, 2)
     });
     // The state machine only now meets a change at index 3, which the snapshot has left behind.

@@ -97,13 +97,13 @@ impl EnvelopeDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raftpb::{MessageType, Snapshot};
+    use crate::raftpb::MessageType;
 
     #[test]
     fn the_database_begins_where_the_message_ends() {
         let message = Message {
             msg_type: MessageType::Snapshot as i32,
-            snapshot: Some(Snapshot::default()),
+            snapshot: Some(Box::default()),
             ..Message::default()
         };
         let body = [&encode_envelope(&message)[..], b"database"].concat();

@@ -143,7 +143,7 @@ pub(crate) fn message_in(buffer: &Bytes, start: usize, end: usize) -> Result<Mes
         }
     }
     if message.msg_type != MessageType::Snapshot as i32
-        && message.snapshot.as_ref().is_some_and(Snapshot::is_empty)
+        && message.snapshot.as_deref().is_some_and(Snapshot::is_empty)
     {
         message.snapshot = None;
     }

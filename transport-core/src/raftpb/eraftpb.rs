@@ -63,7 +63,7 @@ impl TryFrom<Message> for theirs::Message {
             index: message.index,
             entries: entries.into(),
             commit: message.commit,
-            snapshot: snapshot.map(theirs::Snapshot::from).into(),
+            snapshot: snapshot.map(|s| theirs::Snapshot::from(*s)).into(),
             reject: message.reject,
             reject_hint: message.reject_hint,
             context: message.context,
@@ -84,7 +84,9 @@ impl From<theirs::Message> for Message {
             index: message.index,
             entries: entries.into_iter().map(Into::into).collect(),
             commit: message.commit,
-            snapshot: (message.has_snapshot()).then(|| message.take_snapshot().into()),
+            snapshot: message
+                .has_snapshot()
+                .then(|| Box::new(message.take_snapshot().into())),
             reject: message.reject,
             reject_hint: message.reject_hint,
             context: message.take_context(),

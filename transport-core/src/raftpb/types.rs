@@ -113,9 +113,9 @@ pub struct Message {
     /// Sender's commit index.
     #[prost(uint64, tag = "8")]
     pub commit: u64,
-    /// Only meaningful on [`MessageType::Snapshot`].
-    #[prost(message, optional, tag = "9")]
-    pub snapshot: Option<Snapshot>,
+    /// Only meaningful on [`MessageType::Snapshot`]; boxed, because every other message moves without one.
+    #[prost(message, optional, boxed, tag = "9")]
+    pub snapshot: Option<Box<Snapshot>>,
     /// Whether the request is refused.
     #[prost(bool, tag = "10")]
     pub reject: bool,

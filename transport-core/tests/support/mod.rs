@@ -175,7 +175,9 @@ pub fn message() -> impl Strategy<Value = Message> {
             index,
             entries,
             commit,
-            snapshot: snapshot.filter(|s| is_snapshot || !s.is_empty()),
+            snapshot: snapshot
+                .filter(|s| is_snapshot || !s.is_empty())
+                .map(Box::new),
             reject,
             reject_hint,
             context,

@@ -248,12 +248,12 @@ pub fn snapshot(from: u64, to: u64, index: u64) -> Message {
         term: 5,
         ..SnapshotMetadata::default()
     });
-    let snapshot = Some(Snapshot {
+    let snapshot = Snapshot {
         data: Bytes::from_static(b"{}"),
         metadata,
-    });
+    };
     Message {
-        snapshot,
+        snapshot: Some(Box::new(snapshot)),
         ..message(MessageType::Snapshot, from, to)
     }
 }
