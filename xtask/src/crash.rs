@@ -1,16 +1,14 @@
 //! `cargo xtask crash`: real input, a concurrent load, and members killed under it.
 //!
-//! Small segments and a small snapshot count make sure that segments are cut and that snapshots are taken,
-//! sent and installed. Afterwards every member is read by itself and must tell the same history.
+//! Small segments and a small snapshot count make segments be cut and snapshots be taken, sent and installed;
+//! that it happened is checked in the members' files and metrics. Afterwards every member is read by itself and
+//! must tell the same history. Invariant: the whole takes no longer than [`DURATION_MAX`].
+
+mod records;
 
 use std::{
     fs,
     path::Path,
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -22,11 +20,15 @@ use crate::{
     client::Client,
     cluster::Cluster,
     go_etcd::{GoEtcd, Release},
-    history::{self, Attempt},
+    history::{self, Attempt, Repeated},
     load::Load,
     workspace::{self, Outcome},
 };
 
+/// How long the whole may take, from the first member's start to the last check.
+const DURATION_MAX: Duration = Duration::from_secs(300);
+/// How long kills and load may take, so that time is left for the checks.
+const LOAD_DURATION_MAX: Duration = Duration::from_secs(200);
 /// Operations the load must have had acknowledged at least.
 const OPERATIONS_MIN: usize = 50_000;
 /// How often the leader is killed.
@@ -50,8 +52,6 @@ const FLAGS: &[&str] = &[
 ];
 /// Segment size for the same purpose, by the environment since etcd has no flag for it.
 const SEGMENT_BYTES: &str = "1048576";
-/// How many records are made up where the system has no package database.
-const GENERATED_RECORDS: usize = 300;
 
 /// Runs the workflow with a seed.
 pub fn crash(seed: u64) -> Outcome {
@@ -91,52 +91,45 @@ fn scenario(
         let _entered = runtime.enter();
         Load::start(&cluster.endpoints(), WORKERS, PAUSE, seed)?
     };
-    let records = records();
-    let foreign: Vec<Vec<u8>> = records
-        .iter()
-        .map(|(key, _)| key.clone().into_bytes())
-        .collect();
-    let done = Arc::new(AtomicBool::new(false));
+    let deadline = started + LOAD_DURATION_MAX;
     let writer = {
-        let (endpoints, etcdctl, done) = (
-            cluster.endpoints(),
-            etcdctl.map(Path::to_path_buf),
-            done.clone(),
-        );
+        let (endpoints, etcdctl) = (cluster.endpoints(), etcdctl.map(Path::to_path_buf));
         let handle = runtime.handle().clone();
         thread::spawn(move || {
-            let written = put_records(&records, &endpoints, etcdctl.as_deref(), &handle);
-            done.store(true, Ordering::Relaxed);
-            written
+            let records = records::records();
+            records::put_all(records, &endpoints, etcdctl.as_deref(), &handle, deadline)
         })
     };
     let killed = kill_members(cluster, runtime, seed);
     let written = writer
         .join()
         .map_err(|_| "the writer of records panicked".to_string())?;
-    killed?;
-    written?;
-    while load.acknowledged() < OPERATIONS_MIN {
+    while killed.is_ok() && load.acknowledged() < OPERATIONS_MIN && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(50));
     }
     let report = runtime.block_on(load.finish())?;
+    killed?;
+    let records = written?;
+    let acknowledged = report.acknowledged_at.len();
+    if acknowledged < OPERATIONS_MIN {
+        return Err(format!(
+            "only {acknowledged} operations were acknowledged within {LOAD_DURATION_MAX:?}"
+        ));
+    }
     println!(
-        "{} operations acknowledged, {} attempts without an answer, slowest {:.2} s, {} records, {:.0} s so far",
-        report.acknowledged_at.len(),
-        report
-            .attempts
-            .iter()
-            .filter(|attempt| attempt.acknowledged.is_none())
-            .count(),
+        "{acknowledged} operations acknowledged, {} attempts without an answer, slowest {:.2} s, {} records, {:.0} s so far",
+        report.attempts.len() - acknowledged,
         report.slowest.as_secs_f64(),
-        foreign.len(),
+        records.len(),
         started.elapsed().as_secs_f64(),
     );
-    runtime.block_on(verify(cluster, &report.attempts, &foreign))?;
-    println!(
-        "verified after {:.0} s in all",
-        started.elapsed().as_secs_f64()
-    );
+    check_files(cluster)?;
+    runtime.block_on(verify(cluster, &report.attempts, &records))?;
+    let took = started.elapsed();
+    println!("verified after {:.0} s in all", took.as_secs_f64());
+    if took > DURATION_MAX {
+        return Err(format!("took {took:.0?}, more than {DURATION_MAX:?}"));
+    }
     Ok(())
 }
 
@@ -165,17 +158,101 @@ fn kill_members(cluster: &mut Cluster, runtime: &Runtime, seed: u64) -> Outcome 
         );
         thread::sleep(Duration::from_millis(rng.random_range(0..2000)));
         if round == total / 2 {
-            rejoin(cluster, runtime, victim)?;
-            println!(
-                "{} was wiped and joined again",
-                cluster.members[victim].name
-            );
+            rejoin_by_snapshot(cluster, runtime, victim)?;
         } else {
             cluster.start(victim)?;
         }
         cluster.wait_healthy()?;
     }
     Ok(())
+}
+
+/// Wipes and joins a dead member, which must get its state as a snapshot from another one.
+fn rejoin_by_snapshot(cluster: &mut Cluster, runtime: &Runtime, victim: usize) -> Outcome {
+    const SENT: &str = "etcd_network_snapshot_send_success";
+    const RECEIVED: &str = "etcd_network_snapshot_receive_success";
+    let sent = |cluster: &Cluster| -> f64 {
+        cluster
+            .members
+            .iter()
+            .filter_map(|member| member.metric(SENT))
+            .sum()
+    };
+    let sent_before = sent(cluster);
+    let log_before = read_log(cluster, victim)?.len();
+    rejoin(cluster, runtime, victim)?;
+    cluster.wait_healthy()?;
+    let deadline = Instant::now() + CATCH_UP_DEADLINE;
+    loop {
+        let sent = sent(cluster) - sent_before;
+        let received = cluster.members[victim].metric(RECEIVED).unwrap_or_default();
+        let installed = read_log(cluster, victim)?[log_before..].contains("applied snapshot");
+        if sent >= 1.0 && received >= 1.0 && installed {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "{} was wiped, but snapshots sent: {sent}, received: {received}, installed: {installed}",
+                cluster.members[victim].name
+            ));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    println!(
+        "{} was wiped and joined again: a snapshot was sent, received and installed",
+        cluster.members[victim].name
+    );
+    Ok(())
+}
+
+fn read_log(cluster: &Cluster, at: usize) -> Outcome<String> {
+    let log = &cluster.members[at].log;
+    match fs::read(log) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) => Err(format!("cannot read {}: {error}", log.display())),
+    }
+}
+
+/// On every member's disk: segments were cut, and snapshots taken.
+fn check_files(cluster: &Cluster) -> Outcome {
+    for member in &cluster.members {
+        let segments = names(&member.data_dir.join("member/wal"))?;
+        let cut = segments
+            .iter()
+            .filter_map(|name| segment_number(name))
+            .max();
+        let snapshots = names(&member.data_dir.join("member/snap"))?;
+        let taken = snapshots
+            .iter()
+            .filter(|name| name.ends_with(".snap"))
+            .count();
+        println!(
+            "{}: {} segments were cut, {taken} snapshot files are kept",
+            member.name,
+            cut.unwrap_or_default()
+        );
+        if cut.unwrap_or_default() == 0 || taken == 0 {
+            return Err(format!(
+                "{} cut no segment or took no snapshot",
+                member.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The number of a segment in its name, `NUMBER-INDEX.wal` in hexadecimal digits.
+fn segment_number(name: &str) -> Option<u64> {
+    let (number, _) = name.strip_suffix(".wal")?.split_once('-')?;
+    u64::from_str_radix(number, 16).ok()
+}
+
+fn names(dir: &Path) -> Outcome<Vec<String>> {
+    let failed = |error: std::io::Error| format!("cannot list {}: {error}", dir.display());
+    fs::read_dir(dir)
+        .map_err(failed)?
+        .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into()))
+        .collect()
 }
 
 /// Removes a dead member from the cluster, wipes its data and joins it as a new one.
@@ -214,7 +291,7 @@ async fn until_healthy(change: impl AsyncFn() -> Outcome) -> Outcome {
 }
 
 /// Every member tells the same history, and the hashes agree at three revisions.
-async fn verify(cluster: &Cluster, attempts: &[Attempt], foreign: &[Vec<u8>]) -> Outcome {
+async fn verify(cluster: &Cluster, attempts: &[Attempt], records: &[Repeated]) -> Outcome {
     let mut clients = Vec::new();
     for endpoint in cluster.endpoints() {
         clients.push(Client::lazy(&endpoint)?);
@@ -222,9 +299,9 @@ async fn verify(cluster: &Cluster, attempts: &[Attempt], foreign: &[Vec<u8>]) ->
     let revision = settled(&mut clients).await?;
     let mut reads = tokio::task::JoinSet::new();
     for client in clients.iter().cloned() {
-        let (attempts, foreign) = (attempts.to_vec(), foreign.to_vec());
+        let (attempts, records) = (attempts.to_vec(), records.to_vec());
         reads.spawn(async move {
-            let found = history::verify(&client, &attempts, &foreign).await?;
+            let found = history::verify(&client, &attempts, &records).await?;
             Ok::<_, String>((client.endpoint, found))
         });
     }
@@ -279,83 +356,14 @@ pub async fn equal_hashes(clients: &mut [Client], revision: i64) -> Outcome {
     Ok(())
 }
 
-/// The records of dpkg's status database by package, or as many made up.
-fn records() -> Vec<(String, String)> {
-    let text = fs::read_to_string("/var/lib/dpkg/status").unwrap_or_default();
-    let records: Vec<(String, String)> = text
-        .split("\n\n")
-        .filter_map(|record| {
-            let field = |name: &str| record.lines().find_map(|line| line.strip_prefix(name));
-            let architecture = field("Architecture: ").unwrap_or("none");
-            Some((
-                format!("dpkg/{}:{architecture}", field("Package: ")?),
-                record.to_string(),
-            ))
-        })
-        .collect();
-    if !records.is_empty() {
-        return records;
-    }
-    (0..GENERATED_RECORDS)
-        .map(|at| {
-            (
-                format!("dpkg/package-{at}"),
-                format!("Package: package-{at}\n{}", "Depends: a\n".repeat(at)),
-            )
-        })
-        .collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Puts every record, through etcdctl where there is one, retrying until it is acknowledged.
-fn put_records(
-    records: &[(String, String)],
-    endpoints: &[String],
-    etcdctl: Option<&Path>,
-    runtime: &tokio::runtime::Handle,
-) -> Outcome {
-    const TRIES_MAX: usize = 60;
-    for (key, value) in records {
-        let mut tries = 0;
-        while let Err(error) = put_record(
-            key,
-            value,
-            &endpoints[tries % endpoints.len()],
-            etcdctl,
-            runtime,
-        ) {
-            tries += 1;
-            if tries == TRIES_MAX {
-                return Err(format!("{key} cannot be put: {error}"));
-            }
-            thread::sleep(Duration::from_millis(200));
-        }
-    }
-    println!("{} records put", records.len());
-    Ok(())
-}
-
-fn put_record(
-    key: &str,
-    value: &str,
-    endpoint: &str,
-    etcdctl: Option<&Path>,
-    runtime: &tokio::runtime::Handle,
-) -> Outcome {
-    match etcdctl {
-        Some(program) => workspace::output_of(Command::new(program).args([
-            "--endpoints",
-            endpoint,
-            "put",
-            "--",
-            key,
-            value,
-        ]))
-        .map(drop),
-        None => runtime.block_on(async {
-            Client::lazy(endpoint)?
-                .put(key.as_bytes(), value.as_bytes())
-                .await
-                .map(drop)
-        }),
+    #[test]
+    fn a_segment_says_how_many_were_cut_before_it() {
+        let name = "000000000000001f-00000000000a2b3c.wal";
+        assert_eq!(segment_number(name), Some(31));
+        assert_eq!(segment_number("0.tmp"), None);
     }
 }

@@ -59,13 +59,16 @@ fn scenario(cluster: &mut Cluster) -> Outcome {
         cluster.wait_healthy()?;
     }
     let report = runtime.block_on(load.finish())?;
-    judge(&report, &kills)
+    judge(&report, &kills, Instant::now())
 }
 
-fn judge(report: &Report, kills: &[Instant]) -> Outcome {
+fn judge(report: &Report, kills: &[Instant], ended: Instant) -> Outcome {
+    // Writes that stand still to the end make a gap, too.
+    let mut acknowledged = report.acknowledged_at.clone();
+    acknowledged.push(ended);
     let mut gaps: Vec<Duration> = kills
         .iter()
-        .map(|kill| gap_after(&report.acknowledged_at, *kill))
+        .map(|kill| gap_after(&acknowledged, *kill))
         .collect();
     gaps.sort_unstable();
     let median = gaps[gaps.len() / 2];
@@ -104,6 +107,19 @@ fn gap_after(acknowledged: &[Instant], kill: Instant) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_that_never_come_back_are_a_gap() {
+        let start = Instant::now();
+        let report = Report {
+            acknowledged_at: vec![start, start + Duration::from_millis(900)],
+            ..Report::default()
+        };
+        let kill = start + Duration::from_secs(1);
+        let ended = start + Duration::from_secs(6);
+        let error = judge(&report, &[kill], ended).unwrap_err();
+        assert!(error.contains("the median write gap is 5.1s"), "{error}");
+    }
 
     #[test]
     fn the_longest_pause_around_the_kill_counts() {

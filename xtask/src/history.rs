@@ -3,9 +3,9 @@
 //! Every attempt writes values nobody else writes, to keys only its worker touches, and the keys of an
 //! attempt with an unknown end are never touched again. So the store's own history tells for each attempt
 //! whether it took effect: an acknowledged one must be there, whole, at the revision it was told; another
-//! one must be wholly there or wholly absent; and between them they must explain every revision.
+//! one must be wholly there or wholly absent; and between them they must explain every revision, each once.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use kvstore::pb::{etcdserverpb::RangeRequest, mvccpb::KeyValue};
 
@@ -38,6 +38,31 @@ pub struct Attempt {
     pub acknowledged: Option<i64>,
 }
 
+/// A key that somebody puts with one value, as often as it takes, and that is never deleted.
+#[derive(Clone, Debug)]
+pub struct Repeated {
+    /// The key.
+    pub key: String,
+    /// The value of every put.
+    pub value: String,
+    /// How often it was tried to put it; each try may have taken effect.
+    pub tries: usize,
+    /// The revisions that were acknowledged.
+    pub acknowledged: Vec<i64>,
+}
+
+impl Repeated {
+    /// Not tried yet.
+    pub fn new(key: String, value: String) -> Repeated {
+        Repeated {
+            key,
+            value,
+            tries: 0,
+            acknowledged: Vec::new(),
+        }
+    }
+}
+
 /// What was found on one member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
@@ -47,54 +72,112 @@ pub struct Verified {
     pub took_effect: usize,
     /// Unacknowledged attempts that did not.
     pub absent: usize,
+    /// Revisions of repeated keys, all with their value.
+    pub repeated: usize,
     /// The member's revision.
     pub revision: i64,
 }
 
-/// Checks every attempt against one member, reading only that member's own state.
+/// Who made which revision.
+#[derive(Default)]
+struct Explained(BTreeMap<i64, String>);
+
+impl Explained {
+    /// Notes that `who` made revision `at`. Errors: somebody else did already.
+    fn by(&mut self, at: i64, who: &[u8]) -> Outcome {
+        let who = String::from_utf8_lossy(who).into_owned();
+        match self.0.insert(at, who.clone()) {
+            None => Ok(()),
+            Some(other) => Err(format!("both {other} and {who} made revision {at}")),
+        }
+    }
+
+    /// Every revision up to `last` was made by somebody. Revision 1 is the empty store; the first change is 2.
+    fn dense(&self, last: i64) -> Outcome {
+        match (2..=last).find(|at| !self.0.contains_key(at)) {
+            Some(gap) => Err(format!("nobody made revision {gap} of {last}")),
+            None => match self.0.range(last + 1..).next() {
+                Some((beyond, who)) => Err(format!("{who} made revision {beyond}, beyond {last}")),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+/// Checks every attempt and every repeated key against one member, reading only that member's own state.
 ///
-/// `foreign` are keys somebody else put, each any number of times, never deleted.
 /// Errors: the first attempt or revision that does not fit.
 pub async fn verify(
     client: &Client,
     attempts: &[Attempt],
-    foreign: &[Vec<u8>],
+    repeated: &[Repeated],
 ) -> Outcome<Verified> {
     let mut client = client.clone();
+    let endpoint = client.endpoint.clone();
+    let told = |error| format!("{endpoint}: {error}");
     let revision = current_revision(&mut client).await?;
     let mut found = Verified {
         revision,
         ..Verified::default()
     };
-    let mut explained = BTreeSet::new();
+    let mut explained = Explained::default();
     for attempt in attempts {
+        let who = attempt.changes.first().map(Change::key).unwrap_or_default();
         match attempt.acknowledged {
             Some(at) => {
                 for change in &attempt.changes {
                     expect_at(&mut client, change, at).await?;
                 }
-                explained.insert(at);
+                explained.by(at, who).map_err(told)?;
                 found.acknowledged += 1;
             }
             None => match effect_of(&mut client, attempt, revision).await? {
                 Some(at) => {
-                    explained.insert(at);
+                    explained.by(at, who).map_err(told)?;
                     found.took_effect += 1;
                 }
                 None => found.absent += 1,
             },
         }
     }
-    for key in foreign {
-        explained.extend(revisions_of(&mut client, key, revision).await?);
+    for one in repeated {
+        let history = history_of(&mut client, one.key.as_bytes(), revision).await?;
+        expect_history(one, &history).map_err(told)?;
+        for (at, _) in &history {
+            explained.by(*at, one.key.as_bytes()).map_err(told)?;
+        }
+        found.repeated += history.len();
     }
-    // Revision 1 is the empty store; the first change is revision 2.
-    match (2..=revision).find(|at| !explained.contains(at)) {
-        Some(gap) => Err(format!(
-            "{}: nobody made revision {gap} of {revision}",
-            client.endpoint
+    explained.dense(revision).map_err(told)?;
+    Ok(found)
+}
+
+/// Every revision of a repeated key has its value, no more were made than tried, and none that was
+/// acknowledged is missing.
+fn expect_history(one: &Repeated, history: &[(i64, Vec<u8>)]) -> Outcome {
+    let key = &one.key;
+    if let Some((at, _)) = history
+        .iter()
+        .find(|(_, value)| value != one.value.as_bytes())
+    {
+        return Err(format!("{key} has another value at revision {at}"));
+    }
+    if history.len() > one.tries {
+        return Err(format!(
+            "{key} was put {} times, but tried {} times",
+            history.len(),
+            one.tries
+        ));
+    }
+    match one
+        .acknowledged
+        .iter()
+        .find(|told| history.iter().all(|(at, _)| at != *told))
+    {
+        Some(lost) => Err(format!(
+            "{key} was acknowledged at revision {lost}, which is not its own"
         )),
-        None => Ok(found),
+        None => Ok(()),
     }
 }
 
@@ -127,7 +210,10 @@ async fn expect_at(client: &mut Client, change: &Change, revision: i64) -> Outco
     let found = at(client, change.key(), revision).await?;
     let holds = match (change, &found) {
         (Change::Put(_, value), Some(kv)) => kv.mod_revision == revision && kv.value == *value,
-        (Change::Delete(..), None) => true,
+        // Gone at this revision, and there until then.
+        (Change::Delete(key, put_at), None) => at(client, key, revision - 1)
+            .await?
+            .is_some_and(|kv| kv.mod_revision == *put_at),
         _ => false,
     };
     if holds {
@@ -176,20 +262,72 @@ async fn vanished(client: &mut Client, key: &[u8], mut alive: i64, mut gone: i64
     Ok(gone)
 }
 
-/// Every revision at which a key that was only ever put was put.
-async fn revisions_of(client: &mut Client, key: &[u8], current: i64) -> Outcome<Vec<i64>> {
-    let mut revisions = Vec::new();
+/// Revision and value of every put of a key that was never deleted, the newest first.
+async fn history_of(client: &mut Client, key: &[u8], current: i64) -> Outcome<Vec<(i64, Vec<u8>)>> {
+    let mut history = Vec::new();
     let mut before = current;
     while let Some(kv) = at(client, key, before).await? {
-        revisions.push(kv.mod_revision);
+        history.push((kv.mod_revision, kv.value.to_vec()));
         if kv.version == 1 {
-            return Ok(revisions);
+            return Ok(history);
         }
         before = kv.mod_revision - 1;
     }
     Err(format!(
-        "{}: {} is missing",
+        "{}: {} is missing at revision {before}",
         client.endpoint,
         String::from_utf8_lossy(key)
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_has_one_maker() {
+        let mut explained = Explained::default();
+        explained.by(2, b"a").unwrap();
+        explained.by(3, b"b").unwrap();
+        let error = explained.by(3, b"c").unwrap_err();
+        assert_eq!(error, "both b and c made revision 3");
+    }
+
+    #[test]
+    fn no_revision_is_left_out_or_beyond_the_last() {
+        let mut explained = Explained::default();
+        explained.by(2, b"a").unwrap();
+        explained.by(4, b"b").unwrap();
+        assert_eq!(
+            explained.dense(2).unwrap_err(),
+            "b made revision 4, beyond 2"
+        );
+        assert_eq!(
+            explained.dense(4).unwrap_err(),
+            "nobody made revision 3 of 4"
+        );
+        explained.by(3, b"c").unwrap();
+        explained.dense(4).unwrap();
+    }
+
+    #[test]
+    fn a_repeated_key_has_its_value_at_every_revision() {
+        let mut one = Repeated::new("k".into(), "v".into());
+        (one.tries, one.acknowledged) = (2, vec![7]);
+        let history = |puts: &[(i64, &str)]| -> Vec<(i64, Vec<u8>)> {
+            puts.iter()
+                .map(|(at, value)| (*at, value.as_bytes().to_vec()))
+                .collect()
+        };
+        expect_history(&one, &history(&[(7, "v")])).unwrap();
+        expect_history(&one, &history(&[(7, "v"), (4, "v")])).unwrap();
+        for (wrong, why) in [
+            (history(&[(7, "v"), (4, "w")]), "another value"),
+            (history(&[(7, "v"), (4, "v"), (3, "v")]), "tried 2 times"),
+            (history(&[(6, "v")]), "not its own"),
+        ] {
+            let error = expect_history(&one, &wrong).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! A concurrent client that writes, retries, and remembers what it was told.
 //!
 //! Each worker owns its keys (see [`crate::history`] for why) and goes on to the next endpoint when a
-//! call fails, as etcd's own clients do.
+//! call fails, as etcd's own clients do. Invariant: [`Load::finish`] returns within a deadline, whatever the
+//! members do: a stopped worker gives up its operation, and one that is told what no retry mends ends at once.
 
 use std::{
     sync::{
@@ -16,9 +17,10 @@ use kvstore::pb::etcdserverpb::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
+use tonic::{Code, Status};
 
 use crate::{
-    client::Client,
+    client::{CALL_DEADLINE, Client},
     history::{Attempt, Change},
     workspace::Outcome,
 };
@@ -28,6 +30,9 @@ const LIVE_KEYS_MAX: usize = 64;
 /// Pause of a worker after a failed call.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long workers may take to end: one call, and what follows it.
+const FINISH_DEADLINE: Duration = CALL_DEADLINE.saturating_add(Duration::from_secs(5));
+
 /// What a load did.
 #[derive(Default)]
 pub struct Report {
@@ -35,7 +40,7 @@ pub struct Report {
     pub attempts: Vec<Attempt>,
     /// When each acknowledgement came, ascending.
     pub acknowledged_at: Vec<Instant>,
-    /// How long the slowest operation took, its retries included.
+    /// How long the slowest operation took, its retries included, whether or not it was acknowledged.
     pub slowest: Duration,
 }
 
@@ -91,12 +96,20 @@ impl Load {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Ends the workers after their current operation and returns what they did.
+    /// Ends the workers after their current call and returns what they did.
+    ///
+    /// Errors: a worker that gave up earlier, or does not end in time.
     pub async fn finish(mut self) -> Outcome<Report> {
         self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.workers.join_next().await {
-            ended.map_err(|error| format!("a worker panicked: {error}"))??;
-        }
+        let ended = async {
+            while let Some(ended) = self.workers.join_next().await {
+                ended.map_err(|error| format!("a worker panicked: {error}"))??;
+            }
+            Ok::<_, String>(())
+        };
+        tokio::time::timeout(FINISH_DEADLINE, ended)
+            .await
+            .map_err(|_| format!("the load did not end within {FINISH_DEADLINE:?}"))??;
         let mut report = std::mem::take(&mut *self.report.lock().map_err(|_| "a worker panicked")?);
         report.acknowledged_at.sort_unstable();
         Ok(report)
@@ -124,8 +137,9 @@ impl Worker {
         report: Arc<Mutex<Report>>,
     ) -> Outcome {
         while !stop.load(Ordering::Relaxed) {
-            self.operate().await;
-            acknowledged.fetch_add(1, Ordering::Relaxed);
+            if self.operate(&stop).await? {
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
             tokio::time::sleep(pause).await;
         }
         let mut all = report.lock().map_err(|_| "a worker panicked")?;
@@ -135,13 +149,16 @@ impl Worker {
         Ok(())
     }
 
-    /// One operation, tried until it is acknowledged; each try with keys and values of its own.
-    async fn operate(&mut self) {
+    /// One operation, tried until it is acknowledged or the load is stopped; each try with keys and values of
+    /// its own. Returns whether it was acknowledged. Errors: what no retry mends.
+    async fn operate(&mut self, stop: &AtomicBool) -> Outcome<bool> {
         let started = Instant::now();
         let kind = self.rng.random_range(0..100);
         loop {
             let changes = self.changes(kind);
-            match send(&mut self.clients[self.at], &changes).await {
+            let sent = send(&mut self.clients[self.at], &changes).await;
+            self.report.slowest = self.report.slowest.max(started.elapsed());
+            match sent {
                 Ok(revision) => {
                     for change in &changes {
                         if let Change::Put(key, _) = change {
@@ -153,8 +170,15 @@ impl Worker {
                         acknowledged: Some(revision),
                     });
                     self.report.acknowledged_at.push(Instant::now());
-                    self.report.slowest = self.report.slowest.max(started.elapsed());
-                    return;
+                    return Ok(true);
+                }
+                Err(status) if !may_pass(&status) => {
+                    return Err(format!(
+                        "{} refuses for good: {:?}: {}",
+                        self.clients[self.at].endpoint,
+                        status.code(),
+                        status.message()
+                    ));
                 }
                 Err(_) => {
                     self.report.attempts.push(Attempt {
@@ -162,6 +186,9 @@ impl Worker {
                         acknowledged: None,
                     });
                     self.at = (self.at + 1) % self.clients.len();
+                    if stop.load(Ordering::Relaxed) {
+                        return Ok(false);
+                    }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
@@ -207,7 +234,7 @@ impl Worker {
 }
 
 /// Sends the changes as one put, delete or transaction; returns the revision of the answer.
-async fn send(client: &mut Client, changes: &[Change]) -> Result<i64, tonic::Status> {
+async fn send(client: &mut Client, changes: &[Change]) -> Result<i64, Status> {
     let header = match changes {
         [Change::Put(key, value)] => {
             client
@@ -245,7 +272,23 @@ async fn send(client: &mut Client, changes: &[Change]) -> Result<i64, tonic::Sta
     };
     header
         .map(|header| header.revision)
-        .ok_or_else(|| tonic::Status::internal("an answer without a header"))
+        .ok_or_else(|| Status::internal("an answer without a header"))
+}
+
+/// Whether the same call may succeed later or elsewhere. A lost connection comes as one of several codes.
+fn may_pass(status: &Status) -> bool {
+    match status.code() {
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::NotFound
+        | Code::Unimplemented
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::DataLoss => false,
+        // "too many requests" passes; a full database does not.
+        Code::ResourceExhausted => !status.message().contains("database space exceeded"),
+        _ => true,
+    }
 }
 
 fn operation(change: &Change) -> Request {
@@ -267,5 +310,39 @@ fn delete_request(key: &[u8]) -> DeleteRangeRequest {
     DeleteRangeRequest {
         key: key.to_vec().into(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let exhausted = |text| Status::resource_exhausted(text);
+        assert!(may_pass(&Status::unavailable("etcdserver: leader changed")));
+        assert!(may_pass(&Status::unknown("transport error")));
+        assert!(may_pass(&exhausted("etcdserver: too many requests")));
+        assert!(!may_pass(&exhausted(
+            "etcdserver: mvcc: database space exceeded"
+        )));
+        assert!(!may_pass(&Status::invalid_argument(
+            "etcdserver: key is not provided"
+        )));
+    }
+
+    #[tokio::test]
+    async fn a_load_that_nobody_answers_ends_when_it_is_told_to() {
+        // A port that was free a moment ago: nobody listens there.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let load = Load::start(&[endpoint], 4, Duration::ZERO, 1).unwrap();
+        assert_eq!(load.acknowledged(), 0);
+        let report = load.finish().await.unwrap();
+        assert!(report.acknowledged_at.is_empty());
     }
 }
