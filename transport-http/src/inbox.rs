@@ -159,6 +159,7 @@ impl Inbox {
             }
         };
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = working => {}
         }

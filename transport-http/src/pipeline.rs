@@ -195,6 +195,7 @@ impl Pipeline {
             }
         };
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = working => {}
         }

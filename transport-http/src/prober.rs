@@ -100,16 +100,19 @@ impl Prober {
             let mut report_at = Instant::now() + REPORT_UNHEALTHY;
             loop {
                 tokio::select! {
-                    _ = probes.tick() => self.probe(&mut measured).await,
+                    biased;
+                    // First: a probe that nobody answers takes longer than the pause between two.
                     () = sleep_until(report_at) => {
                         self.report(&measured);
                         let healthy = measured.error.is_none() && measured.round_trip.is_some();
                         report_at = Instant::now() + if healthy { REPORT_HEALTHY } else { REPORT_UNHEALTHY };
                     }
+                    _ = probes.tick() => self.probe(&mut measured).await,
                 }
             }
         };
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = probing => {}
         }

@@ -3,7 +3,7 @@
 //! Replaced as a whole when it changes, so that sending takes one short read lock per batch and holds none while
 //! it queues. Invariant: remotes that requests have introduced are bounded and expire.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use transport_core::MemberId;
@@ -15,10 +15,11 @@ const REMOTE_EXPIRES: Duration = Duration::from_secs(600);
 /// When there is no room, one that got nothing for this long makes place.
 const REMOTE_IDLE: Duration = Duration::from_secs(60);
 
+/// Ordered, so that what is done to all of them happens in the same order each time.
 #[derive(Clone, Default)]
 pub(crate) struct Roster {
-    pub(crate) peers: HashMap<u64, Arc<Peer>>,
-    pub(crate) remotes: HashMap<u64, Arc<Remote>>,
+    pub(crate) peers: BTreeMap<u64, Arc<Peer>>,
+    pub(crate) remotes: BTreeMap<u64, Arc<Remote>>,
 }
 
 impl Roster {

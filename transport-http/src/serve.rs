@@ -51,6 +51,7 @@ pub async fn serve_peers<A, R, F, Fut>(
             (acceptor.accept(user_timeout).await, place)
         };
         let (accepted, place) = tokio::select! {
+            biased;
             () = shutdown.cancelled() => break,
             accepted = accepted => accepted,
         };
@@ -111,6 +112,7 @@ pub async fn serve_connection<R, F, Fut>(
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();

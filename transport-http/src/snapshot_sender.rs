@@ -173,6 +173,7 @@ impl SnapshotSender {
         let source = std::mem::replace(&mut snapshot.source, Box::new(Taken));
         let (body, pump, sent) = DatabaseBody::start(envelope, source);
         let outcome = tokio::select! {
+            biased;
             () = cancel.cancelled() => Err(SendError::Stopped),
             outcome = self.post(&url, body, sent) => outcome,
         };
@@ -219,6 +220,7 @@ impl SnapshotSender {
             tokio::time::sleep(self.answer_timeout).await;
         };
         let answer = tokio::select! {
+            biased;
             answer = connection.send_unbounded(request) => answer?,
             () = silent => return Err(SendError::NoAnswer(self.answer_timeout)),
         };

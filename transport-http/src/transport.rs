@@ -219,7 +219,7 @@ impl<R: Raft> Transport<R> {
             .count()
     }
 
-    /// The peers, in no order.
+    /// The peers, by id.
     pub fn peers(&self) -> Vec<MemberId> {
         self.roster().peers.keys().copied().map(MemberId).collect()
     }

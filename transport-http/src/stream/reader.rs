@@ -84,6 +84,7 @@ impl StreamReader {
             }
         };
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = running => {}
         }
