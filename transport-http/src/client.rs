@@ -77,7 +77,6 @@ impl Dialer {
             url: Arc::clone(url),
             sender,
             driver: Some(Box::pin(driver)),
-            used: false,
         })
     }
 }
@@ -96,7 +95,21 @@ pub(crate) struct Connection {
     sender: http1::SendRequest<RequestBody>,
     /// None once the connection has ended.
     driver: Option<Pin<Box<Driver>>>,
-    used: bool,
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) error: ClientError,
+    /// The request, if the other side cannot have seen any of it: the connection was over before.
+    pub(crate) unsent: Option<Box<Request<RequestBody>>>,
+}
+
+impl From<ClientError> for Unanswered {
+    fn from(error: ClientError) -> Self {
+        let unsent = None;
+        Unanswered { error, unsent }
+    }
 }
 
 impl Connection {
@@ -105,9 +118,16 @@ impl Connection {
         &self.url
     }
 
-    /// Whether it carried a request before: then the server may have closed it meanwhile.
-    pub(crate) fn is_used(&self) -> bool {
-        self.used
+    /// Drives the connection while nothing is asked of it; returns once it cannot be used again.
+    pub(crate) async fn until_closed(&mut self) {
+        poll_fn(|cx| {
+            self.poll_driver(cx);
+            match self.driver {
+                Some(_) => Poll::Pending,
+                None => Poll::Ready(()),
+            }
+        })
+        .await;
     }
 
     /// Notices what happened while nobody drove the connection; false once it cannot be used again.
@@ -137,15 +157,27 @@ impl Connection {
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, ClientError> {
-        self.used = true;
+        self.try_send(request).await.map_err(|failed| failed.error)
+    }
+
+    /// Sends a request, which comes back when it fails before any of it can have left.
+    async fn try_send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Unanswered> {
         let Connection { sender, driver, .. } = self;
-        let outcome = match drive(driver, sender.ready()).await {
-            Ok(()) => drive(driver, sender.send_request(request)).await,
-            Err(error) => Err(error),
+        let failed = match drive(driver, sender.ready()).await {
+            Ok(()) => match drive(driver, sender.try_send_request(request)).await {
+                Ok(response) => return Ok(response),
+                Err(mut failed) => (failed.take_message(), failed.into_error()),
+            },
+            Err(error) => (Some(request), error),
         };
-        outcome.map_err(|source| ClientError::Http {
-            url: self.url.to_string(),
-            source,
+        let (unsent, source) = failed;
+        let url = self.url.to_string();
+        Err(Unanswered {
+            error: ClientError::Http { url, source },
+            unsent: unsent.map(Box::new),
         })
     }
 
@@ -210,17 +242,15 @@ impl Connection {
         request: Request<RequestBody>,
         within: Duration,
         body_limit: usize,
-    ) -> Result<Response<Bytes>, ClientError> {
+    ) -> Result<Response<Bytes>, Unanswered> {
         let exchange = async {
-            let (head, body) = self.send_unbounded(request).await?.into_parts();
-            Ok(Response::from_parts(
-                head,
-                self.collect(body, body_limit).await?,
-            ))
+            let (head, body) = self.try_send(request).await?.into_parts();
+            let body = self.collect(body, body_limit).await?;
+            Ok(Response::from_parts(head, body))
         };
         match timeout(within, exchange).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(deadline(&self.url, "answer", within)),
+            Err(_) => Err(deadline(&self.url, "answer", within).into()),
         }
     }
 
@@ -310,9 +340,8 @@ impl Client {
         };
         let exchange = async {
             let mut connection = self.dialer.open(&url).await?;
-            connection
-                .exchange(Request::from_parts(head, body), within, body_limit)
-                .await
+            let answer = connection.exchange(Request::from_parts(head, body), within, body_limit);
+            answer.await.map_err(|failed| failed.error)
         };
         match timeout(within, exchange).await {
             Ok(outcome) => outcome,
@@ -352,4 +381,87 @@ pub async fn get(
     Client::plain(within)
         .get(url, headers, within, body_limit)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+    use crate::net::{BoxFuture, BoxIo};
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// Hands out one end of a pipe.
+    struct Pipe(parking_lot::Mutex<Option<DuplexStream>>);
+
+    impl Connector for Pipe {
+        fn connect<'a>(
+            &'a self,
+            _: &'a PeerUrl,
+            _: Duration,
+        ) -> BoxFuture<'a, std::io::Result<BoxIo>> {
+            let io = self.0.lock().take();
+            Box::pin(async move { Ok(Box::new(io.unwrap()) as BoxIo) })
+        }
+    }
+
+    async fn connected() -> (Connection, DuplexStream) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let dialer = Dialer {
+            connector: Arc::new(Pipe(parking_lot::Mutex::new(Some(near)))),
+            dial_timeout: LIMIT,
+            write_timeout: LIMIT,
+            user_timeout: LIMIT,
+        };
+        let url = Arc::new(PeerUrl::parse("http://a:1").unwrap());
+        (dialer.open(&url).await.unwrap(), far)
+    }
+
+    async fn exchange(connection: &mut Connection) -> Result<Response<Bytes>, Unanswered> {
+        let request = Request::post("/raft").body(piece(Bytes::from_static(b"message")));
+        connection.exchange(request.unwrap(), LIMIT, 1024).await
+    }
+
+    /// Reads one request, then answers it or goes away.
+    async fn serve(far: &mut DuplexStream, answer: Option<&[u8]>) {
+        let mut read = Vec::new();
+        while !read.ends_with(b"message") {
+            assert!(far.read_buf(&mut read).await.unwrap() > 0);
+        }
+        match answer {
+            Some(answer) => far.write_all(answer).await.unwrap(),
+            None => far.shutdown().await.unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_comes_back_only_if_none_of_it_left() {
+        let answer: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+        let (mut connection, mut far) = connected().await;
+        let (answered, ()) = tokio::join!(exchange(&mut connection), serve(&mut far, Some(answer)));
+        assert_eq!(answered.unwrap().status(), StatusCode::NO_CONTENT);
+        // Read and not answered: it may have been acted upon.
+        let (read, ()) = tokio::join!(exchange(&mut connection), serve(&mut far, None));
+        assert!(read.unwrap_err().unsent.is_none());
+
+        let (mut connection, mut far) = connected().await;
+        let (answered, ()) = tokio::join!(exchange(&mut connection), serve(&mut far, Some(answer)));
+        answered.unwrap();
+        // Closed while nobody looked.
+        drop(far);
+        let unsent = exchange(&mut connection).await.unwrap_err().unsent;
+        assert_eq!(unsent.unwrap().uri().path(), "/raft");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_brings_no_request_back() {
+        let (mut connection, mut far) = connected().await;
+        let head: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 9\r\n\r\nerr";
+        let (broken, ()) = tokio::join!(exchange(&mut connection), async {
+            serve(&mut far, Some(head)).await;
+            far.shutdown().await.unwrap();
+        });
+        assert!(broken.unwrap_err().unsent.is_none());
+    }
 }

@@ -295,6 +295,6 @@ impl Peer {
         self.cancel.cancel();
         self.msgapp.stop();
         self.message.stop();
-        self.pipeline.queue.clear(DropReason::Stopped);
+        self.pipeline.queue.stop();
     }
 }

@@ -1,8 +1,9 @@
 //! The pipeline: one POST per message, four at a time.
 //!
-//! For messages without a stream, and all there is for a remote. Each worker keeps its connection open between
-//! messages. Invariant: a message is sent once, or once more when a kept connection turns out to be closed;
-//! whatever fails is reported to raft and not tried again.
+//! For messages without a stream, and all there is for a remote. Each worker keeps its connection for the next
+//! message, though not for long. Invariant: a message arrives at most once, since a proposal that arrives twice is
+//! applied twice: it is sent again only when a kept connection was over before any of it left. Whatever else fails
+//! is counted, reported to raft and not tried again.
 //!
 //! etcd: server/etcdserver/api/rafthttp/pipeline.go.
 
@@ -25,7 +26,7 @@ use transport_core::{
 use crate::{
     activity::Activity,
     body::{RequestBody, piece},
-    client::{Connection, Dialer},
+    client::{Connection, Dialer, Unanswered},
     environment::Environment,
     error::{ClientError, CriticalError},
     metrics::{PeerMetrics, QueueMetrics},
@@ -42,7 +43,7 @@ pub(crate) const PIPELINE_WORKERS: usize = 4;
 pub(crate) const PIPELINE_QUEUE_MESSAGES: usize = 64;
 /// An error text has a few dozen bytes.
 const ANSWER_BYTES: usize = 64 << 10;
-/// Longer idle than this, a server with etcd's read timeout is about to close a connection.
+/// Longer idle than this, a server with etcd's read timeout is about to close a connection: then it is dropped.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 
 /// Why a POST did not end in 204.
@@ -84,49 +85,56 @@ pub(crate) fn excerpt(body: &[u8]) -> String {
 
 /// The queue in front of the workers: a lane that is also bounded in number.
 pub(crate) struct PipelineQueue {
-    lane: Mutex<Lane>,
+    state: Mutex<Waiting>,
     arrived: Notify,
-    metrics: QueueMetrics,
+    pub(crate) metrics: QueueMetrics,
+}
+
+struct Waiting {
+    lane: Lane,
+    stopped: bool,
 }
 
 impl PipelineQueue {
     pub(crate) fn new(env: &Environment, metrics: QueueMetrics) -> Self {
         let lane = Lane::new(env.config.limits.pipeline, Some(env.config.budget.clone()));
         PipelineQueue {
-            lane: Mutex::new(lane),
+            state: Mutex::new(Waiting {
+                lane,
+                stopped: false,
+            }),
             arrived: Notify::new(),
             metrics,
         }
     }
 
-    /// Queues a message, or hands it back with the reason when the queue is full.
+    /// Queues a message, or hands it back with the reason when the queue is full or nobody empties it any more.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
     pub(crate) fn push(&self, message: Message) -> Result<(), Refused> {
-        let mut lane = self.lane.lock();
+        let mut waiting = self.state.lock();
         let is_heartbeat = matches!(
             Class::of(&message),
             Class::Heartbeat | Class::HeartbeatResponse
         );
-        let pushed = if lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
-            Err(Refused {
-                message,
-                reason: DropReason::BulkFull,
-            })
+        let refused = if waiting.stopped {
+            Some(DropReason::Stopped)
+        } else if waiting.lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
+            Some(DropReason::BulkFull)
         } else {
-            lane.push(message)
+            None
         };
-        self.metrics.bytes.set(lane.bytes() as f64);
-        drop(lane);
+        let pushed = match refused {
+            Some(reason) => Err(Refused { message, reason }),
+            None => waiting.lane.push(message).map(|_| ()),
+        };
+        self.metrics.bytes.set(waiting.lane.bytes() as f64);
+        drop(waiting);
         match pushed {
-            Ok(_) => {
-                self.arrived.notify_one();
-                Ok(())
-            }
-            Err(refused) => {
-                self.metrics.dropped(refused.reason, 1);
-                Err(refused)
-            }
+            // The worker that became idle last has the freshest connection.
+            Ok(()) => self.arrived.notify_last(),
+            Err(ref refused) => self.metrics.dropped(refused.reason, 1),
         }
+        pushed
     }
 
     /// Waits for the next message; a heartbeat and its response come together.
@@ -141,22 +149,33 @@ impl PipelineQueue {
     }
 
     fn try_pop(&self, into: &mut Vec<Message>) -> bool {
-        let mut lane = self.lane.lock();
-        if lane.is_empty() {
+        let mut waiting = self.state.lock();
+        if waiting.lane.is_empty() {
             return false;
         }
-        lane.drain(1, into);
-        self.metrics.bytes.set(lane.bytes() as f64);
-        if !lane.is_empty() {
+        waiting.lane.drain(1, into);
+        self.metrics.bytes.set(waiting.lane.bytes() as f64);
+        if !waiting.lane.is_empty() {
             // Wake-ups that find no waiter merge into one: pass it on.
-            self.arrived.notify_one();
+            self.arrived.notify_last();
         }
         true
     }
 
     /// Drops what waits.
     pub(crate) fn clear(&self, reason: DropReason) {
-        let cleared = self.lane.lock().clear();
+        self.empty(&mut self.state.lock(), reason);
+    }
+
+    /// Drops what waits and refuses what comes.
+    pub(crate) fn stop(&self) {
+        let mut waiting = self.state.lock();
+        waiting.stopped = true;
+        self.empty(&mut waiting, DropReason::Stopped);
+    }
+
+    fn empty(&self, waiting: &mut Waiting, reason: DropReason) {
+        let cleared = waiting.lane.clear();
         self.metrics.dropped(reason, cleared.messages);
         self.metrics.bytes.set(0.0);
     }
@@ -178,19 +197,41 @@ pub(crate) struct Pipeline {
     pub(crate) post_timeout: Duration,
 }
 
-/// A worker's connection and when it was last used.
-type Kept = Option<(Connection, Instant)>;
+/// A worker's connection, between two messages.
+type Kept = Option<Connection>;
+
+/// The messages a worker has taken; what it does not come to is counted when it ends.
+struct Popped<'a> {
+    messages: Vec<Message>,
+    queue: &'a PipelineQueue,
+    /// One is being sent.
+    sending: bool,
+}
+
+impl Drop for Popped<'_> {
+    fn drop(&mut self) {
+        let count = self.messages.len() + usize::from(self.sending);
+        self.queue.metrics.dropped(DropReason::Stopped, count);
+    }
+}
 
 impl Pipeline {
     /// One worker; runs until cancelled.
     pub(crate) async fn work(self: Arc<Self>, cancel: CancellationToken) {
         let mut kept = None;
+        let mut popped = Popped {
+            messages: Vec::new(),
+            queue: &self.queue,
+            sending: false,
+        };
         let working = async {
-            let mut popped = Vec::new();
             loop {
-                self.queue.pop(&mut popped).await;
-                for message in popped.drain(..) {
+                self.wait(&mut kept, &mut popped.messages).await;
+                while !popped.messages.is_empty() {
+                    let message = popped.messages.remove(0);
+                    popped.sending = true;
                     self.post_and_report(&mut kept, message).await;
+                    popped.sending = false;
                 }
             }
         };
@@ -199,6 +240,24 @@ impl Pipeline {
             () = cancel.cancelled() => {}
             () = working => {}
         }
+    }
+
+    /// Waits for work. Meanwhile the connection is given up when the server closes it, or when it is about to.
+    async fn wait(&self, kept: &mut Kept, into: &mut Vec<Message>) {
+        let Some(mut connection) = kept.take() else {
+            return self.queue.pop(into).await;
+        };
+        tokio::select! {
+            biased;
+            () = connection.until_closed() => {}
+            () = tokio::time::sleep(KEEP_IDLE) => {}
+            () = self.queue.pop(into) => {
+                *kept = Some(connection);
+                return;
+            }
+        }
+        drop(connection);
+        self.queue.pop(into).await;
     }
 
     async fn post_and_report(&self, kept: &mut Kept, message: Message) {
@@ -241,6 +300,7 @@ impl Pipeline {
                         .report_snapshot(self.peer, SnapshotStatus::Failure);
                 }
                 self.metrics.sent_failures.increment(1);
+                self.queue.metrics.dropped(DropReason::RequestFailed, 1);
             }
         }
     }
@@ -263,34 +323,34 @@ impl Pipeline {
         url: &Arc<PeerUrl>,
         body: Bytes,
     ) -> Result<Response<Bytes>, ClientError> {
+        let mut request = self.request(url, body);
         let usable = match kept.take() {
-            Some((mut connection, used)) => {
-                let fresh = used.elapsed() < KEEP_IDLE && **connection.url() == **url;
-                (fresh && connection.is_open().await).then_some(connection)
-            }
-            None => None,
+            Some(mut old) if **old.url() == **url => old.is_open().await.then_some(old),
+            _ => None,
         };
-        let mut connection = match usable {
-            Some(connection) => connection,
-            None => self.dialer.open(url).await?,
-        };
-        let was_used = connection.is_used();
-        let mut outcome = connection
-            .exchange(
-                self.request(url, body.clone()),
-                self.post_timeout,
-                ANSWER_BYTES,
-            )
-            .await;
-        if was_used && matches!(outcome, Err(ClientError::Http { .. })) {
-            // The server closed it while the request was on its way. Raft bears a message that arrives twice.
-            connection = self.dialer.open(url).await?;
-            outcome = connection
-                .exchange(self.request(url, body), self.post_timeout, ANSWER_BYTES)
+        if let Some(mut connection) = usable {
+            let outcome = connection
+                .exchange(request, self.post_timeout, ANSWER_BYTES)
                 .await;
+            match outcome {
+                Ok(answer) => {
+                    *kept = Some(connection);
+                    return Ok(answer);
+                }
+                // The server had closed it: nothing of the message has left.
+                Err(Unanswered {
+                    unsent: Some(unsent),
+                    ..
+                }) => request = *unsent,
+                Err(failed) => return Err(failed.error),
+            }
         }
-        let answer = outcome?;
-        *kept = Some((connection, Instant::now()));
+        let mut connection = self.dialer.open(url).await?;
+        let answer = connection
+            .exchange(request, self.post_timeout, ANSWER_BYTES)
+            .await
+            .map_err(|failed| failed.error)?;
+        *kept = Some(connection);
         Ok(answer)
     }
 

@@ -165,7 +165,8 @@ impl Prober {
         let begun = Instant::now();
         let answer = connection
             .exchange(request, self.answer_timeout, ANSWER_BYTES)
-            .await?;
+            .await
+            .map_err(|failed| failed.error)?;
         let took = begun.elapsed();
         if answer.status() != StatusCode::OK {
             return Err(ProbeError::Status(answer.status()));

@@ -85,6 +85,7 @@ impl Remote {
     /// Queues a message; a full queue drops it without a report to raft, which does not track remotes.
     pub(crate) fn send(&self, message: Message) {
         if self.paused.load(Ordering::Relaxed) {
+            self.pipeline.queue.metrics.dropped(DropReason::Paused, 1);
             return;
         }
         *self.used.lock() = Instant::now();
@@ -119,6 +120,6 @@ impl Remote {
     /// Tells the workers to end; the transport's tracker joins them.
     pub(crate) fn stop(&self) {
         self.cancel.cancel();
-        self.pipeline.queue.clear(DropReason::Stopped);
+        self.pipeline.queue.stop();
     }
 }

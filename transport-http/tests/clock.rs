@@ -5,9 +5,12 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use common::{Member, memory::MemoryNet, message};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep},
+};
 use transport_core::{MemberId, raftpb::MessageType};
-use transport_http::NoSnapshots;
+use transport_http::{NoSnapshots, net::Acceptor};
 
 fn member(net: &MemoryNet, id: u64) -> Member {
     let (address, acceptor) = net.listen(id as u16);
@@ -118,4 +121,39 @@ async fn a_slow_raft_does_not_hold_up_stopping() {
     assert!(begun.elapsed() < Duration::from_secs(1));
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_pipeline_connection_is_given_up_before_the_server_does() {
+    let net = MemoryNet::default();
+    let a = member(&net, 1);
+    let (_, mut acceptor) = net.listen(2);
+    let urls = ["http://127.0.0.1:2".to_owned()];
+    a.transport.add_peer(MemberId(2), &urls).unwrap();
+    a.transport
+        .send(vec![message(MessageType::TimeoutNow, 1, 2)]);
+    // Among the streams and probes there is one POST; the others are left alone.
+    let mut others = Vec::new();
+    let mut posted = loop {
+        let (mut io, _) = acceptor.accept(Duration::ZERO).await.unwrap();
+        let mut head = [0; 4];
+        io.read_exact(&mut head).await.unwrap();
+        if &head == b"POST" {
+            break io;
+        }
+        others.push(io);
+    };
+    let mut read = Vec::new();
+    while !read.windows(4).any(|four| four == b"\r\n\r\n") {
+        posted.read_buf(&mut read).await.unwrap();
+    }
+    posted
+        .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+        .await
+        .unwrap();
+    let answered = Instant::now();
+    // The rest of the message, then nothing, then the end.
+    posted.read_to_end(&mut read).await.unwrap();
+    assert_eq!(answered.elapsed().as_secs(), 4);
+    a.stop().await;
 }

@@ -162,53 +162,61 @@ async fn a_post_looks_like_one_of_gos() {
     a.stop().await;
 }
 
-#[tokio::test]
-async fn a_connection_is_kept_and_replaced_without_loss_when_it_went_stale() {
-    let (mut a, mut peer) = start().await;
-    let send = |index| a.transport.send(vec![append(1, 2, index, 1)]);
-    send(1);
+const SENT: &str = "etcd_network_peer_sent_bytes_total{To=2}";
+
+/// Sends `append` and answers it as the pipeline's connection is used again.
+async fn delivered(a: &Member, peer: &mut FakePeer, index: u64, answer: &str) -> (usize, usize) {
+    let sent = a.recorder.value(SENT);
+    a.transport.send(vec![append(1, 2, index, 1)]);
     let posted = peer.next().await;
-    let connection = posted.connection;
-    peer.answer(posted, NO_CONTENT).await;
-    a.recorder
-        .until("etcd_network_peer_sent_bytes_total{To=2}", |bytes| {
-            bytes > 0.0
-        })
-        .await;
-    // Each of the four workers may take the next one: go round until the first connection is used again.
-    let mut index = 1;
-    let again = loop {
-        index += 1;
-        send(index);
-        let posted = peer.next().await;
-        if posted.connection == connection {
-            break posted;
-        }
-        let sent = a.recorder.value("etcd_network_peer_sent_bytes_total{To=2}");
-        peer.answer(posted, NO_CONTENT).await;
-        a.recorder
-            .until("etcd_network_peer_sent_bytes_total{To=2}", |bytes| {
-                bytes > sent
-            })
-            .await;
-    };
-    assert!(again.request > 1, "kept alive");
-    // Closed by the server just as the request arrives: it comes once more, on a new connection.
-    let message = again.message.clone();
-    drop(again);
-    let retried = peer.next().await;
-    assert_eq!((retried.message.clone(), retried.request), (message, 1));
-    peer.answer(retried, NO_CONTENT).await;
-    // On a fresh connection it is not tried again.
-    index += 1;
-    send(index);
-    let mut failing = peer.next().await;
-    while failing.request > 1 {
-        drop(failing);
-        failing = peer.next().await;
+    let place = (posted.connection, posted.request);
+    peer.answer(posted, answer).await;
+    a.recorder.until(SENT, |bytes| bytes > sent).await;
+    place
+}
+
+#[tokio::test]
+async fn one_connection_serves_message_after_message() {
+    let (a, mut peer) = start().await;
+    let (connection, request) = delivered(&a, &mut peer, 1, NO_CONTENT).await;
+    for index in 2..=6 {
+        let next = delivered(&a, &mut peer, index, NO_CONTENT).await;
+        assert_eq!(next, (connection, request + index as usize - 1));
     }
-    drop(failing);
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_the_server_gives_up_is_replaced_without_loss() {
+    let (mut a, mut peer) = start().await;
+    let closing = NO_CONTENT.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    let (first, _) = delivered(&a, &mut peer, 1, &closing).await;
+    let (second, request) = delivered(&a, &mut peer, 2, NO_CONTENT).await;
+    assert!(second != first && request == 1);
+    assert!(a.reports.try_recv().is_err());
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_read_is_never_sent_twice() {
+    let (mut a, mut peer) = start().await;
+    let (connection, _) = delivered(&a, &mut peer, 1, NO_CONTENT).await;
+    // Read on a kept connection, which then closes without an answer: the peer may have acted upon it.
+    let proposal = message(MessageType::Propose, 1, 2);
+    a.transport.send(vec![proposal.clone()]);
+    let read = peer.next().await;
+    assert_eq!((read.connection, read.request), (connection, 2));
+    assert_eq!(read.message, proposal);
+    drop(read);
     assert_eq!(a.report().await, Report::Unreachable(MemberId(2)));
+    let failed = "rafthttp_dropped_messages_total{Remote=2,queue=pipeline,reason=request_failed}";
+    a.recorder.until(failed, |count| count == 1.0).await;
+    // What comes next is the next message.
+    a.transport.send(vec![append(1, 2, 2, 1)]);
+    let next = peer.next().await;
+    assert_eq!(next.message, append(1, 2, 2, 1));
+    peer.answer(next, NO_CONTENT).await;
+    assert!(peer.posted.try_recv().is_err());
     a.stop().await;
 }
 
@@ -422,7 +430,7 @@ async fn a_blocked_pipeline_stops_at_once() {
         begun.elapsed()
     );
     let stopped = "rafthttp_dropped_messages_total{Remote=2,queue=pipeline,reason=stopped}";
-    assert_eq!(a.recorder.value(stopped), 64.0);
+    assert_eq!(a.recorder.value(stopped), 68.0, "four were under way");
     assert_eq!(
         a.recorder
             .value("etcd_network_active_peers{Local=1,Remote=2}"),

@@ -25,11 +25,15 @@ pub enum DropReason {
     UnknownType,
     /// The message is larger than any peer would read.
     TooLong,
+    /// The request that carried it failed; the peer may have it all the same.
+    RequestFailed,
+    /// Raft did not take it.
+    Refused,
 }
 
 impl DropReason {
     /// All reasons, for registering a counter for each.
-    pub const ALL: [DropReason; 10] = [
+    pub const ALL: [DropReason; 12] = [
         DropReason::ControlFull,
         DropReason::BulkFull,
         DropReason::ProcessFull,
@@ -40,6 +44,8 @@ impl DropReason {
         DropReason::LocalType,
         DropReason::UnknownType,
         DropReason::TooLong,
+        DropReason::RequestFailed,
+        DropReason::Refused,
     ];
 
     /// Lower case with underscores.
@@ -55,6 +61,8 @@ impl DropReason {
             DropReason::LocalType => "local_type",
             DropReason::UnknownType => "unknown_type",
             DropReason::TooLong => "too_long",
+            DropReason::RequestFailed => "request_failed",
+            DropReason::Refused => "refused",
         }
     }
 }
