@@ -23,6 +23,8 @@ use crate::{
 
 /// Pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// A request's line and headers, a hundred at most. A member's take a few hundred bytes, and its peer URLs.
+pub(crate) const REQUEST_HEAD_BYTES: usize = 16 << 10;
 /// How long requests under way may take to end once the port closes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
@@ -108,6 +110,7 @@ pub async fn serve_connection<R, F, Fut>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(read_timeout)
+        .max_header_size(REQUEST_HEAD_BYTES)
         .title_case_headers(true)
         .serve_connection(io, service);
     let mut connection = pin!(connection);

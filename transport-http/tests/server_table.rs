@@ -591,3 +591,17 @@ async fn a_broken_or_stalled_body_ends_its_connection_only() {
     );
     member.stop().await;
 }
+
+#[tokio::test]
+async fn a_request_head_is_bounded() {
+    let member = Member::start(1).await;
+    let padding = |bytes: usize| "x".repeat(bytes);
+    for (bytes, status) in [(8 << 10, 200), (20 << 10, 431)] {
+        let mut raw = Raw::connect(member.address).await;
+        let padding = padding(bytes);
+        raw.write(request("GET", "/raft/probing", &[("X-Padding", &padding)]))
+            .await;
+        assert_eq!(raw.head().await.unwrap().status(), status, "{bytes}");
+    }
+    member.stop().await;
+}
