@@ -9,6 +9,7 @@ mod cluster;
 mod codegen;
 mod crash;
 mod failover;
+mod fuzz;
 mod generated;
 mod go_etcd;
 mod history;
@@ -72,6 +73,11 @@ const VERBS: &[Verb] = &[
         name: "bench",
         run: |args| bench::bench(value(args, "--json")?.map(Into::into)),
         help: "puts against ours and Go's in one run; --json FILE writes the figures",
+    },
+    Verb {
+        name: "fuzz",
+        run: fuzz::fuzz,
+        help: "random input for decoders, rules and the peer port; [TARGET …] [--seconds N]",
     },
     Verb {
         name: "codegen",
