@@ -1,7 +1,7 @@
 //! HTTP/1.1 towards other members: one connection, and a small client for requests that are not raft's.
 //!
 //! A `Connection` is driven by the task that uses it: no helper task, no hand-off per chunk, and dropping it
-//! closes the socket. It depends on `net` alone. Invariant: no environment proxy, no redirect is followed, every
+//! closes the socket. Invariant: no environment proxy, no redirect is followed, every
 //! wait has a deadline and every answer a limit.
 
 use std::{
@@ -22,8 +22,10 @@ use tokio::time::timeout;
 use crate::{
     body::{RequestBody, nothing, piece},
     config::TransportConfig,
-    error::ClientError,
+    error::{ClientError, UrlError},
     net::{Connector, PeerUrl, TcpConnector, WriteDeadline},
+    race::race,
+    url_picker::UrlPicker,
 };
 
 type Driver = http1::Connection<TokioIo<WriteDeadline>, RequestBody>;
@@ -44,6 +46,22 @@ impl Dialer {
             dial_timeout: config.dial_timeout,
             write_timeout: config.write_timeout,
             user_timeout: config.read_timeout,
+        }
+    }
+
+    /// Opens a connection to whichever of the peer's URLs answers first, beginning with the one in use; the one that
+    /// did is in use from now on. Cancel-safe as [`open`](Self::open).
+    pub(crate) async fn open_any(&self, picker: &UrlPicker) -> Result<Connection, ClientError> {
+        let urls = picker.candidates();
+        let attempts = urls.iter().map(|url| self.open(url)).collect();
+        match race(attempts).await {
+            Some(Ok(connection)) => {
+                picker.prefer(&connection.url);
+                Ok(connection)
+            }
+            Some(Err(error)) => Err(error),
+            // A picker always has a URL.
+            None => Err(UrlError::None.into()),
         }
     }
 
@@ -101,13 +119,13 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) struct Unanswered {
     pub(crate) error: ClientError,
-    /// The request, if the other side cannot have seen any of it: the connection was over before.
-    pub(crate) unsent: Option<Box<Request<RequestBody>>>,
+    /// Whether the other side cannot have seen any of the request: the connection was over before.
+    pub(crate) unsent: bool,
 }
 
 impl From<ClientError> for Unanswered {
     fn from(error: ClientError) -> Self {
-        let unsent = None;
+        let unsent = false;
         Unanswered { error, unsent }
     }
 }
@@ -160,25 +178,23 @@ impl Connection {
         self.try_send(request).await.map_err(|failed| failed.error)
     }
 
-    /// Sends a request, which comes back when it fails before any of it can have left.
+    /// Sends a request, and tells whether any of it can have left when it fails.
     async fn try_send(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
         let Connection { sender, driver, .. } = self;
-        let failed = match drive(driver, sender.ready()).await {
+        let (unsent, source) = match drive(driver, sender.ready()).await {
             Ok(()) => match drive(driver, sender.try_send_request(request)).await {
                 Ok(response) => return Ok(response),
-                Err(mut failed) => (failed.take_message(), failed.into_error()),
+                // hyper gives the request back if it had not begun with it.
+                Err(mut failed) => (failed.take_message().is_some(), failed.into_error()),
             },
-            Err(error) => (Some(request), error),
+            Err(error) => (true, error),
         };
-        let (unsent, source) = failed;
         let url = self.url.to_string();
-        Err(Unanswered {
-            error: ClientError::Http { url, source },
-            unsent: unsent.map(Box::new),
-        })
+        let error = ClientError::Http { url, source };
+        Err(Unanswered { error, unsent })
     }
 
     /// The next piece of a body, `None` at its end.
@@ -300,7 +316,7 @@ impl Client {
     pub fn plain(io_timeout: Duration) -> Self {
         Client {
             dialer: Dialer {
-                connector: Arc::new(TcpConnector),
+                connector: Arc::new(TcpConnector::default()),
                 dial_timeout: io_timeout,
                 write_timeout: io_timeout,
                 user_timeout: io_timeout,
@@ -406,14 +422,56 @@ mod tests {
         }
     }
 
-    async fn connected() -> (Connection, DuplexStream) {
-        let (near, far) = tokio::io::duplex(64 << 10);
-        let dialer = Dialer {
-            connector: Arc::new(Pipe(parking_lot::Mutex::new(Some(near)))),
+    /// Host `hole` takes no connection and says nothing, any other is connected at once.
+    struct Hole;
+
+    impl Connector for Hole {
+        fn connect<'a>(
+            &'a self,
+            url: &'a PeerUrl,
+            _: Duration,
+        ) -> BoxFuture<'a, std::io::Result<BoxIo>> {
+            Box::pin(async move {
+                if url.host() == "hole" {
+                    std::future::pending::<()>().await;
+                }
+                Ok(Box::new(tokio::io::duplex(1).0) as BoxIo)
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_url_that_answers_first_is_in_use_from_then_on() {
+        let dialer = dialer(Hole);
+        let urls = PeerUrl::parse_list(&["http://a:1", "http://hole:1", "http://z:1"]).unwrap();
+        let picker = UrlPicker::new(urls);
+        let dialled = async || dialer.open_any(&picker).await.unwrap().url.to_string();
+        assert_eq!(dialled().await, "http://a:1");
+        picker.unreachable(&picker.pick());
+        assert_eq!(picker.pick().as_str(), "http://hole:1");
+        let begun = tokio::time::Instant::now();
+        assert_eq!(dialled().await, "http://z:1");
+        assert!(begun.elapsed() < Duration::from_millis(300));
+        assert_eq!(picker.pick().as_str(), "http://z:1");
+        let holes =
+            UrlPicker::new(PeerUrl::parse_list(&["http://hole:1", "http://hole:2"]).unwrap());
+        let begun = tokio::time::Instant::now();
+        assert!(dialer.open_any(&holes).await.is_err());
+        assert!(begun.elapsed() < LIMIT + Duration::from_millis(300));
+    }
+
+    fn dialer(connector: impl Connector) -> Dialer {
+        Dialer {
+            connector: Arc::new(connector),
             dial_timeout: LIMIT,
             write_timeout: LIMIT,
             user_timeout: LIMIT,
-        };
+        }
+    }
+
+    async fn connected() -> (Connection, DuplexStream) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let dialer = dialer(Pipe(parking_lot::Mutex::new(Some(near))));
         let url = Arc::new(PeerUrl::parse("http://a:1").unwrap());
         (dialer.open(&url).await.unwrap(), far)
     }
@@ -436,32 +494,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_comes_back_only_if_none_of_it_left() {
+    async fn a_request_is_unsent_only_if_none_of_it_left() {
         let answer: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
         let (mut connection, mut far) = connected().await;
         let (answered, ()) = tokio::join!(exchange(&mut connection), serve(&mut far, Some(answer)));
         assert_eq!(answered.unwrap().status(), StatusCode::NO_CONTENT);
         // Read and not answered: it may have been acted upon.
         let (read, ()) = tokio::join!(exchange(&mut connection), serve(&mut far, None));
-        assert!(read.unwrap_err().unsent.is_none());
+        assert!(!read.unwrap_err().unsent);
 
         let (mut connection, mut far) = connected().await;
         let (answered, ()) = tokio::join!(exchange(&mut connection), serve(&mut far, Some(answer)));
         answered.unwrap();
         // Closed while nobody looked.
         drop(far);
-        let unsent = exchange(&mut connection).await.unwrap_err().unsent;
-        assert_eq!(unsent.unwrap().uri().path(), "/raft");
+        assert!(exchange(&mut connection).await.unwrap_err().unsent);
     }
 
     #[tokio::test]
-    async fn an_answer_that_breaks_off_brings_no_request_back() {
+    async fn a_request_with_half_an_answer_was_sent() {
         let (mut connection, mut far) = connected().await;
         let head: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 9\r\n\r\nerr";
         let (broken, ()) = tokio::join!(exchange(&mut connection), async {
             serve(&mut far, Some(head)).await;
             far.shutdown().await.unwrap();
         });
-        assert!(broken.unwrap_err().unsent.is_none());
+        assert!(!broken.unwrap_err().unsent);
     }
 }

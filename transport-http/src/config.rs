@@ -65,7 +65,7 @@ impl TransportConfig {
             read_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
             recorder,
-            connector: Arc::new(TcpConnector),
+            connector: Arc::new(TcpConnector::default()),
             budget: SharedBudget::default(),
             limits: Limits::default(),
         }

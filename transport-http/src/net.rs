@@ -10,6 +10,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::error::UrlError;
+use crate::{error::UrlError, race::race, resolver::Resolver};
 
 /// How long a connection may be idle before the system probes it (etcd: 30 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -57,9 +58,12 @@ pub trait Acceptor: Send + 'static {
     ) -> impl Future<Output = io::Result<(BoxIo, SocketAddr)>> + Send;
 }
 
-/// Plain TCP.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TcpConnector;
+/// Plain TCP. The addresses of a host are tried side by side, each with a head start before the next; clones share
+/// what was looked up.
+#[derive(Clone, Debug, Default)]
+pub struct TcpConnector {
+    resolver: Arc<Resolver>,
+}
 
 impl Connector for TcpConnector {
     fn connect<'a>(
@@ -74,10 +78,29 @@ impl Connector for TcpConnector {
                     "the URL says https, but this member speaks plain TCP to its peers",
                 ));
             }
-            let stream = TcpStream::connect((url.host(), url.port())).await?;
-            tune(&stream, user_timeout)?;
+            let stream = self.open(url.host(), url.port(), user_timeout).await?;
             Ok(Box::new(stream) as BoxIo)
         })
+    }
+}
+
+impl TcpConnector {
+    /// A socket to whichever of the host's addresses answers first.
+    pub(crate) async fn open(
+        &self,
+        host: &str,
+        port: u16,
+        user_timeout: Duration,
+    ) -> io::Result<TcpStream> {
+        let addresses = self.resolver.resolve(host).await?;
+        let attempts = addresses
+            .iter()
+            .map(|address| TcpStream::connect((*address, port)));
+        // The resolver never answers without an address.
+        let none = || Err(io::ErrorKind::NotFound.into());
+        let stream = race(attempts.collect()).await.unwrap_or_else(none)?;
+        tune(&stream, user_timeout)?;
+        Ok(stream)
     }
 }
 
@@ -346,6 +369,18 @@ mod tests {
         let urls = PeerUrl::parse_list(&["http://b:1", "http://a:2"]).unwrap();
         assert_eq!(urls[0].as_str(), "http://a:2");
         assert_eq!(PeerUrl::parse_list::<&str>(&[]), Err(UrlError::None));
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_when_one_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let addresses = ["127.0.0.2", "127.0.0.1"].map(|text| text.parse().unwrap());
+        let resolver = Arc::new(Resolver::new(move |_| Ok(addresses.to_vec())));
+        let connector = TcpConnector { resolver };
+        let url = PeerUrl::parse(&format!("http://host:{}", address.port())).unwrap();
+        let connected = connector.connect(&url, Duration::from_secs(5)).await;
+        assert!(connected.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

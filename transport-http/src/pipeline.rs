@@ -307,51 +307,55 @@ impl Pipeline {
 
     async fn post(&self, kept: &mut Kept, body: Bytes) -> Result<(), PostError> {
         let url = self.picker.pick();
-        let outcome = match self.exchange(kept, &url, body).await {
-            Ok(answer) => check_answer(answer.status(), answer.body()),
-            Err(error) => Err(error.into()),
+        let usable = match kept.take() {
+            Some(mut old) if **old.url() == *url => old.is_open().await.then_some(old),
+            _ => None,
         };
-        if outcome.is_err() {
-            self.picker.unreachable(&url);
+        if let Some(connection) = usable {
+            match self.exchange(kept, connection, body.clone()).await {
+                // The server had closed it: nothing of the message has left.
+                Err(failed) if failed.unsent => {}
+                outcome => return self.judge(&url, outcome),
+            }
         }
-        outcome
+        let connection = match self.dialer.open_any(&self.picker).await {
+            Ok(connection) => connection,
+            Err(error) => return self.judge(&url, Err(error.into())),
+        };
+        let url = Arc::clone(connection.url());
+        let outcome = self.exchange(kept, connection, body).await;
+        self.judge(&url, outcome)
     }
 
+    /// Posts on a connection, which is kept if it answers.
     async fn exchange(
         &self,
         kept: &mut Kept,
-        url: &Arc<PeerUrl>,
+        mut connection: Connection,
         body: Bytes,
-    ) -> Result<Response<Bytes>, ClientError> {
-        let mut request = self.request(url, body);
-        let usable = match kept.take() {
-            Some(mut old) if **old.url() == **url => old.is_open().await.then_some(old),
-            _ => None,
-        };
-        if let Some(mut connection) = usable {
-            let outcome = connection
-                .exchange(request, self.post_timeout, ANSWER_BYTES)
-                .await;
-            match outcome {
-                Ok(answer) => {
-                    *kept = Some(connection);
-                    return Ok(answer);
-                }
-                // The server had closed it: nothing of the message has left.
-                Err(Unanswered {
-                    unsent: Some(unsent),
-                    ..
-                }) => request = *unsent,
-                Err(failed) => return Err(failed.error),
-            }
-        }
-        let mut connection = self.dialer.open(url).await?;
+    ) -> Result<Response<Bytes>, Unanswered> {
+        let request = self.request(connection.url(), body);
         let answer = connection
             .exchange(request, self.post_timeout, ANSWER_BYTES)
-            .await
-            .map_err(|failed| failed.error)?;
+            .await?;
         *kept = Some(connection);
         Ok(answer)
+    }
+
+    /// What became of a POST to `url`; any failure turns to the next URL.
+    fn judge(
+        &self,
+        url: &PeerUrl,
+        outcome: Result<Response<Bytes>, Unanswered>,
+    ) -> Result<(), PostError> {
+        let outcome = match outcome {
+            Ok(answer) => check_answer(answer.status(), answer.body()),
+            Err(failed) => Err(failed.error.into()),
+        };
+        if outcome.is_err() {
+            self.picker.unreachable(url);
+        }
+        outcome
     }
 
     fn request(&self, url: &PeerUrl, body: Bytes) -> Request<RequestBody> {

@@ -168,14 +168,14 @@ impl SnapshotSender {
         snapshot: &mut OutgoingSnapshot,
         cancel: &CancellationToken,
     ) -> Result<(), SendError> {
-        let url = self.picker.pick();
+        let mut url = self.picker.pick();
         let envelope = encode_envelope(&snapshot.message);
         let source = std::mem::replace(&mut snapshot.source, Box::new(Taken));
         let (body, pump, sent) = DatabaseBody::start(envelope, source);
         let outcome = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(SendError::Stopped),
-            outcome = self.post(&url, body, sent) => outcome,
+            outcome = self.post(&mut url, body, sent) => outcome,
         };
         // The body is gone, so the thread ends with its next chunk.
         let read = pump
@@ -197,11 +197,12 @@ impl SnapshotSender {
 
     async fn post(
         &self,
-        url: &Arc<PeerUrl>,
+        url: &mut Arc<PeerUrl>,
         body: DatabaseBody,
         sent: oneshot::Receiver<()>,
     ) -> Result<(), SendError> {
-        let mut connection: Connection = self.dialer.open(url).await?;
+        let mut connection: Connection = self.dialer.open_any(&self.picker).await?;
+        url.clone_from(connection.url());
         let mut request = request(
             &self.identity,
             Method::POST,

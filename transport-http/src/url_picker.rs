@@ -1,7 +1,7 @@
 //! Which of a peer's URLs is used next.
 //!
-//! One per peer, shared by its stream readers, pipeline and snapshot sender. Invariant: the pick only moves when
-//! the *current* URL is reported, so that several failures on one URL rotate once.
+//! One per peer, shared by its stream readers, pipeline and snapshot sender. Invariant: the pick only moves away from
+//! a URL that failed or lost the race, and several failures on one URL rotate once.
 
 use std::sync::Arc;
 
@@ -45,6 +45,21 @@ impl UrlPicker {
         Arc::clone(&state.urls[state.picked])
     }
 
+    /// All URLs, the one in use first and then in the order of rotation.
+    pub(crate) fn candidates(&self) -> Vec<Arc<PeerUrl>> {
+        let state = self.state.lock();
+        let (before, from) = state.urls.split_at(state.picked);
+        from.iter().chain(before).map(Arc::clone).collect()
+    }
+
+    /// `url` works: it is the one in use, unless the list has changed.
+    pub(crate) fn prefer(&self, url: &PeerUrl) {
+        let mut state = self.state.lock();
+        if let Some(at) = state.urls.iter().position(|known| **known == *url) {
+            state.picked = at;
+        }
+    }
+
     /// `url` failed: go on to the next one, unless somebody else has done so.
     pub(crate) fn unreachable(&self, url: &PeerUrl) {
         let mut state = self.state.lock();
@@ -79,6 +94,18 @@ mod tests {
         assert_eq!(second.as_str(), "http://b:1");
         picker.unreachable(&second);
         assert_eq!(picker.pick().as_str(), "http://a:1");
+    }
+
+    #[test]
+    fn the_preferred_url_is_in_use_and_the_first_candidate() {
+        let picker = picker(&["http://a:1", "http://b:1", "http://c:1"]);
+        picker.prefer(&PeerUrl::parse("http://b:1").unwrap());
+        assert_eq!(picker.pick().as_str(), "http://b:1");
+        let candidates = picker.candidates();
+        let candidates: Vec<_> = candidates.iter().map(|url| url.as_str()).collect();
+        assert_eq!(candidates, ["http://b:1", "http://c:1", "http://a:1"]);
+        picker.prefer(&PeerUrl::parse("http://gone:1").unwrap());
+        assert_eq!(picker.pick().as_str(), "http://b:1");
     }
 
     #[test]

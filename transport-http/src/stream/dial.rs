@@ -1,6 +1,6 @@
 //! Dials a stream: one GET, one verdict.
 //!
-//! Whatever fails turns the picker to the peer's next URL. Invariant: connecting, the head of the answer and the
+//! The peer's URLs race, and whatever fails afterwards turns the picker to the next one. Invariant: connecting, the head of the answer and the
 //! body of a refusal each have their deadline, and a refusal's body is read up to a limit.
 //!
 //! etcd: server/etcdserver/api/rafthttp/stream.go, `streamReader.dial`.
@@ -16,7 +16,7 @@ use transport_core::{
 };
 
 use crate::{
-    body::nothing, client::Connection, environment::Environment, error::ClientError, net::PeerUrl,
+    body::nothing, client::Connection, environment::Environment, error::ClientError,
     requests::request, url_picker::UrlPicker,
 };
 
@@ -62,8 +62,15 @@ pub(crate) async fn dial(
     peer: MemberId,
     picker: &UrlPicker,
 ) -> Result<Dialled, DialError> {
-    let url = picker.pick();
-    let outcome = ask(env, kind, peer, &url).await;
+    let connection = match env.dialer.open_any(picker).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            picker.unreachable(&picker.pick());
+            return Err(error.into());
+        }
+    };
+    let url = Arc::clone(connection.url());
+    let outcome = ask(env, kind, peer, connection).await;
     if outcome.is_err() {
         picker.unreachable(&url);
     }
@@ -74,14 +81,13 @@ async fn ask(
     env: &Environment,
     kind: StreamKind,
     peer: MemberId,
-    url: &Arc<PeerUrl>,
+    mut connection: Connection,
 ) -> Result<Dialled, DialError> {
-    let mut connection = env.dialer.open(url).await?;
     let path = kind.path(env.config.id);
     let request = request(
         &env.identity,
         Method::GET,
-        url,
+        connection.url(),
         &path,
         Some(peer),
         nothing(),
