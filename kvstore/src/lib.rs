@@ -67,7 +67,8 @@ pub use error::{ApplyError, Code, FatalError, ImageError, OpenError};
 pub use import::{ImportError, Imported, import_bolt, import_snapshot};
 pub use metrics::SharedRecorder;
 pub use mvcc::{
-    Event, EventKind, KeyInterval, KeyValueHash, Revision, RowKey, is_read_only, is_valid_sort,
+    Event, EventKind, KeyInterval, KeySet, KeyValueHash, Revision, RowKey, is_read_only,
+    is_valid_sort,
 };
 pub use reader::Reader;
 pub use response::{Applied, Duty, Response};

@@ -7,8 +7,12 @@
 //! Invariant: any bytes decode to a value or an error, in time and memory proportional to their length.
 
 use bytes::Bytes;
-use prost::{Message, encoding::decode_varint};
+use prost::Message;
 
+use super::{
+    fields::{Value, fields},
+    nested,
+};
 use crate::pb::etcdserverpb::{InternalRaftRequest, RequestHeader};
 
 /// The request in an entry.
@@ -44,7 +48,11 @@ pub(crate) fn decode(data: &Bytes) -> Result<Decoded, String> {
         let bare = V2_METHODS.contains(&&second[..]);
         return v2(if bare { data } else { &second }).map(Decoded::V2);
     }
-    let request = InternalRaftRequest::decode(data.clone()).map_err(|error| error.to_string())?;
+    let request = match InternalRaftRequest::decode(data.clone()) {
+        Ok(request) => request,
+        // Damaged, or only deeper than prost goes.
+        Err(error) => nested::decode(data).map_err(|why| format!("{error} ({why})"))?,
+    };
     let id = match (request.id, &request.header) {
         (0, Some(RequestHeader { id, .. })) => *id,
         (0, None) => return Err("it has neither id nor header".into()),
@@ -55,60 +63,29 @@ pub(crate) fn decode(data: &Bytes) -> Result<Decoded, String> {
 
 fn v2(data: &Bytes) -> Result<V2Request, String> {
     let mut request = V2Request::default();
-    for_each_field(data, |number, value| match (number, value) {
-        (1, Value::Number(id)) => request.id = id,
-        (2, Value::Bytes(bytes)) => request.method = bytes,
-        (3, Value::Bytes(bytes)) => request.path = bytes,
-        (4, Value::Bytes(bytes)) => request.val = bytes,
-        _ => {}
-    })
-    .ok_or("a v2 request that does not parse")?;
+    for field in fields(data) {
+        let field = field.map_err(|_| "a v2 request that does not parse")?;
+        match (field.number, field.value) {
+            (1, Value::Number(id)) => request.id = id,
+            (2, Value::Bytes(bytes)) => request.method = bytes,
+            (3, Value::Bytes(bytes)) => request.path = bytes,
+            (4, Value::Bytes(bytes)) => request.val = bytes,
+            _ => {}
+        }
+    }
     Ok(request)
 }
 
 /// The last length-delimited field `number`; the outer `None` when the bytes are no message.
 fn field(data: &Bytes, number: u64) -> Option<Option<Bytes>> {
     let mut found = None;
-    for_each_field(data, |at, value| {
-        if let (true, Value::Bytes(bytes)) = (at == number, value) {
+    for field in fields(data) {
+        let field = field.ok()?;
+        if let (true, Value::Bytes(bytes)) = (field.number == number, field.value) {
             found = Some(bytes);
         }
-    })?;
-    Some(found)
-}
-
-enum Value {
-    Number(u64),
-    Bytes(Bytes),
-    Fixed,
-}
-
-/// Walks the top-level fields; `None` when the bytes are no message.
-fn for_each_field(data: &Bytes, mut visit: impl FnMut(u64, Value)) -> Option<()> {
-    let mut rest = &data[..];
-    while !rest.is_empty() {
-        let tag = decode_varint(&mut rest).ok()?;
-        let value = match tag & 7 {
-            0 => Value::Number(decode_varint(&mut rest).ok()?),
-            1 => {
-                rest = rest.get(8..)?;
-                Value::Fixed
-            }
-            2 => {
-                let len = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
-                let (bytes, behind) = rest.split_at_checked(len)?;
-                rest = behind;
-                Value::Bytes(data.slice_ref(bytes))
-            }
-            5 => {
-                rest = rest.get(4..)?;
-                Value::Fixed
-            }
-            _ => return None,
-        };
-        visit(tag >> 3, value);
     }
-    Some(())
+    Some(found)
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@
 
 mod decode;
 mod dispatch;
+mod fields;
 mod legacy;
+mod nested;
 
 use std::{sync::Arc, time::Instant};
 

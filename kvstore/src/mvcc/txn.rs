@@ -4,7 +4,9 @@
 //! are validated as a whole, then they are executed; after the validation nothing can fail for a reason of the
 //! request (etcd: server/etcdserver/txn/{txn,put,delete}.go).
 
-use super::{interval::KeyInterval, range::range, view::ReadView, write::WriteTxn};
+use super::{
+    interval::KeyInterval, intervals::KeySet, range::range, view::ReadView, write::WriteTxn,
+};
 use crate::{
     error::ApplyError,
     lease::Leases,
@@ -134,12 +136,15 @@ impl Path {
         }
     }
 
-    /// Checks the operations that will run against the state before the transaction.
-    pub fn check(
+    /// Checks the operations that will run against the state before the transaction and against `deleted`, what those
+    /// before them delete. A proposer lets no transaction put and delete one key, but as in etcd it does not see that
+    /// a deletion to the last key (`range_end` of one zero byte) covers a put.
+    pub fn check<'r>(
         &self,
         view: &ReadView<'_>,
         leases: &Leases,
-        request: &TxnRequest,
+        request: &'r TxnRequest,
+        deleted: &mut KeySet<'r>,
     ) -> Result<(), ApplyError> {
         let mut nested = self.nested.iter();
         for op in self.branch(request) {
@@ -147,16 +152,22 @@ impl Path {
                 Some(Request::RequestRange(range)) => check_range(view, range)?,
                 Some(Request::RequestPut(put)) => {
                     check_lease(leases, put)?;
-                    if ignores(put) && view.get(&put.key, view.current)?.is_none() {
+                    if ignores(put)
+                        && (deleted.contains(&put.key)
+                            || view.get(&put.key, view.current)?.is_none())
+                    {
                         return Err(ApplyError::KeyNotFound);
                     }
                 }
                 Some(Request::RequestTxn(txn)) => {
                     if let Some(path) = nested.next() {
-                        path.check(view, leases, txn)?;
+                        path.check(view, leases, txn, deleted)?;
                     }
                 }
-                Some(Request::RequestDeleteRange(_)) | None => {}
+                Some(Request::RequestDeleteRange(delete)) => {
+                    deleted.add(KeyInterval::new(&delete.key, &delete.range_end));
+                }
+                None => {}
             }
         }
         Ok(())
@@ -177,7 +188,7 @@ fn check_range(view: &ReadView<'_>, request: &RangeRequest) -> Result<(), ApplyE
 pub(crate) fn prepare(txn: &WriteTxn<'_>, request: &TxnRequest) -> Result<Path, ApplyError> {
     let view = txn.view();
     let path = Path::decide(&view, request)?;
-    path.check(&view, &txn.leases().read(), request)?;
+    path.check(&view, &txn.leases().read(), request, &mut KeySet::default())?;
     Ok(path)
 }
 
@@ -208,7 +219,7 @@ fn execute_level(
             Some(Request::RequestPut(request)) => {
                 let previous = previous(txn, request)?;
                 if ignores(request) && previous.is_none() {
-                    // Deleted by this transaction itself: proposers refuse such a request, and etcd dies of it.
+                    // Deleted by this transaction itself, which `Path::check` has seen.
                     return Err(ApplyError::KeyNotFound);
                 }
                 Some(Response::ResponsePut(put_checked(txn, request, previous)))

@@ -5,8 +5,8 @@
 //! the buffer they were decoded from. Encoding writes fields in ascending order and leaves out zero values, except
 //! in messages that are present but empty, which is what Go's encoders do for these messages.
 //!
-//! Decoding is prost's: it refuses nesting deeper than 100 levels and strings that are not UTF-8, and keeps enum
-//! values it does not know as their number.
+//! Decoding is prost's: it refuses nesting deeper than 100 levels (entries of the log get further) and strings that
+//! are not UTF-8, and keeps enum values it does not know as their number.
 
 #[allow(missing_docs, clippy::all)]
 pub mod authpb;
