@@ -40,6 +40,9 @@ pub(crate) struct Tree {
     alive: usize,
 }
 
+/// The floor of an index in which nothing was compacted.
+pub(crate) const NO_FLOOR: i64 = 0;
+
 /// The revision asked for lies below the floor: its answer may be incomplete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BelowFloor;
@@ -179,6 +182,11 @@ impl Index {
             return Err(BelowFloor);
         }
         Ok(tree)
+    }
+
+    /// The revision below which compaction may have taken something.
+    pub fn floor(&self) -> i64 {
+        self.tree.read().floor
     }
 
     /// Keys that exist after the last change.

@@ -1,7 +1,7 @@
 //! What the apply thread, readers, the flush thread and the compaction thread share of the keys.
 //!
 //! Invariant: `current` rises only after every row up to it can be found through [`Pairs::load`]; `compacted` rises
-//! only after `current` is at least as high.
+//! only after `current` is at least as high; the floor of the index rises only after `compacted` does.
 
 use std::sync::{
     Arc,
@@ -11,7 +11,7 @@ use std::sync::{
 use super::{
     cache::RowCache,
     hash::StoredHashes,
-    index::{Index, Tree},
+    index::{Index, NO_FLOOR, Tree},
     pending::Pairs,
     view::ReadView,
 };
@@ -85,17 +85,29 @@ impl Keyspace {
     /// What readers see at this moment, with compaction held back from `revision` (≤ 0: the present one) for as
     /// long as the view lives. One that is compacted already holds nothing back.
     pub fn view(&self, revision: i64) -> ReadView<'_> {
-        let compacted = self.compacted();
-        let mut current = 0;
-        let pin = self.index.pin(|| {
-            current = self.current();
-            if revision > 0 {
-                current.min(revision)
-            } else {
-                current
+        self.view_above(revision, || self.compacted())
+    }
+
+    /// As [`Self::view`]; `compacted` looks at the revision of the last compaction.
+    fn view_above(&self, revision: i64, mut compacted: impl FnMut() -> i64) -> ReadView<'_> {
+        loop {
+            let compacted = compacted();
+            let mut current = 0;
+            let pin = self.index.pin(|| {
+                current = self.current();
+                if revision > 0 {
+                    current.min(revision)
+                } else {
+                    current
+                }
+            });
+            let view = ReadView::new(self, self.pairs.load(), current, compacted).pinned(pin);
+            // A compaction that came in between may have taken rows which one at `compacted` leaves. None begins
+            // before it is published, so that the next look sees it.
+            if self.index.floor() <= compacted.max(NO_FLOOR) {
+                return view;
             }
-        });
-        ReadView::new(self, self.pairs.load(), current, compacted).pinned(pin)
+        }
     }
 
     /// As [`Self::view`] without holding compaction back: good for one lookup, which may find itself below the
@@ -104,5 +116,42 @@ impl Keyspace {
         let compacted = self.compacted();
         let current = self.current();
         ReadView::new(self, self.pairs.load(), current, compacted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::{Backend, memory::MemoryBackend},
+        mvcc::revision::Revision,
+    };
+
+    #[test]
+    fn a_view_knows_of_every_compaction_that_has_begun_before_it_is_pinned() {
+        let restored = Restored {
+            tree: Tree::default(),
+            current: FIRST_REVISION,
+            compacted: NEVER_COMPACTED,
+            finished: NEVER_COMPACTED,
+        };
+        let backend = MemoryBackend::default();
+        let keyspace = Keyspace::new(restored, backend.view().unwrap(), 0);
+        for main in 2..=20 {
+            keyspace.index.put(b"k", Revision::new(main, 0));
+        }
+        keyspace.publish(20, 5);
+        assert!(keyspace.index.raise_floor(5));
+        let mut looks = 0;
+        let view = keyspace.view_above(0, || {
+            looks += 1;
+            let seen = keyspace.compacted();
+            if looks == 1 {
+                keyspace.publish(20, 10);
+                assert!(keyspace.index.raise_floor(10));
+            }
+            seen
+        });
+        assert_eq!((view.compacted, looks), (10, 2));
     }
 }

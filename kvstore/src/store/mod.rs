@@ -141,7 +141,10 @@ impl Store {
         self.applied = (index, term);
         self.pending_bytes += data.len();
         if self.pending_bytes >= HAND_OVER_BYTES {
+            // No compaction begins before readers know of it.
+            let jobs = std::mem::take(&mut self.machine.jobs);
             self.hand_over();
+            self.machine.jobs = jobs;
             self.wait_for_room()?;
         }
         Ok(applied)
