@@ -17,17 +17,20 @@ const MEMBERS: usize = 3;
 /// How long streams may take to be attached once all members are healthy.
 const STREAMS_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Runs the workflow.
+/// How long a leader may take to appear.
+const LEADER_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs the workflow. The logs stay when it fails.
 pub fn up(check: bool) -> Outcome {
     let server = workspace::build_server()?;
     let mut cluster = Cluster::new(&[server.as_path(); MEMBERS], &[])?;
+    scenario(&mut cluster, check)
+        .map_err(|error| format!("{error}\nlogs are in {}", cluster.keep_files().display()))
+}
+
+fn scenario(cluster: &mut Cluster, check: bool) -> Outcome {
     let started = Instant::now();
-    if let Err(error) = cluster.start_all() {
-        return Err(format!(
-            "{error}\nlogs are in {}",
-            cluster.keep_files().display()
-        ));
-    }
+    cluster.start_all()?;
     println!(
         "{MEMBERS} members are healthy after {:.1} s",
         started.elapsed().as_secs_f64()
@@ -36,18 +39,14 @@ pub fn up(check: bool) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start a runtime: {error}"))?;
-    let checked = runtime.block_on(put_and_get(&cluster));
-    if let Err(error) = checked {
-        return Err(format!(
-            "{error}\nlogs are in {}",
-            cluster.keep_files().display()
-        ));
-    }
-    print_endpoints(&cluster);
+    runtime.block_on(put_and_get(cluster))?;
+    print_endpoints(cluster);
     if check {
-        check_streams(&cluster)?;
-        return terminate(&mut cluster);
+        check_streams(cluster)?;
+        return terminate(cluster);
     }
+    let leader = cluster.leader(LEADER_DEADLINE)?;
+    runtime.block_on(print_stream_request(cluster, leader))?;
     println!("\nCtrl-C ends them.");
     runtime
         .block_on(tokio::signal::ctrl_c())
@@ -90,6 +89,33 @@ fn print_endpoints(cluster: &Cluster) {
         "\ntry: etcdctl --endpoints {} put greeting hello",
         cluster.endpoints().join(",")
     );
+}
+
+/// How to read what one follower tells another, in the other one's place: while that runs, it would dial again
+/// and take its stream back.
+async fn print_stream_request(cluster: &Cluster, leader: usize) -> Outcome {
+    let (asked, ended) = ((leader + 1) % MEMBERS, (leader + 2) % MEMBERS);
+    let mut ids = Vec::new();
+    for at in [asked, ended] {
+        let status = Client::lazy(&cluster.members[at].client_url)?
+            .status()
+            .await?;
+        ids.push(status.header.unwrap_or_default());
+    }
+    let (asked, ended) = (&cluster.members[asked], &cluster.members[ended]);
+    println!(
+        "\nlook at a stream: end {} and read what {} tells it\n  kill {}\n  \
+         curl -sNi {}/raft/stream/message/{:x} -H 'X-Etcd-Cluster-ID: {:x}' -H 'X-Raft-To: {:x}' \
+         -H 'X-Server-Version: 3.6.0' -H 'X-Min-Cluster-Version: 3.0.0' | od -Ax -tx1z",
+        ended.name,
+        asked.name,
+        ended.pid().unwrap_or_default(),
+        asked.peer_url,
+        ids[1].member_id,
+        ids[0].cluster_id,
+        ids[0].member_id,
+    );
+    Ok(())
 }
 
 /// Every ordered pair of members has both streams attached and has carried bytes.
