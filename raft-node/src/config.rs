@@ -60,6 +60,8 @@ pub struct NodeConfig {
     pub request_timeout: Duration,
     /// After which time an unanswered read index request is repeated.
     pub read_retry: Duration,
+    /// How long the news that entries are committed may wait for an append that carries it to the followers.
+    pub commit_delay: Duration,
     /// Seed of election timeouts and read contexts; `None` takes the system's randomness.
     pub seed: Option<u64>,
     /// Where metrics are registered.
@@ -95,6 +97,7 @@ impl NodeConfig {
             disk_stall_max: Duration::from_secs(2),
             request_timeout: Duration::from_secs(7),
             read_retry: Duration::from_millis(500),
+            commit_delay: Duration::from_millis(2),
             seed: None,
             recorder,
         }

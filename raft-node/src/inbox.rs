@@ -144,8 +144,7 @@ impl Inbox {
         }
     }
 
-    /// Adds the news that something is durable; wakes the thread only if it has use for it now. At a follower
-    /// it mostly has not: what was to be sent then has left, and the commit comes with another message.
+    /// Adds the news that something is durable; wakes the thread only if it has use for it now.
     pub fn persisted(&self, number: u64) {
         let mut state = self.state.lock();
         if !state.stopped {

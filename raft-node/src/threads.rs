@@ -145,7 +145,11 @@ impl<R, T> RaftThread<R, T> {
         let mut next_tick = Instant::now() + self.tick;
         loop {
             let awaits_disk = self.driver.awaits_disk();
-            if !self.shared.inbox.drain(&mut batch, next_tick, awaits_disk) {
+            let due = self
+                .driver
+                .due()
+                .map_or(next_tick, |due| next_tick.min(self.epoch + due));
+            if !self.shared.inbox.drain(&mut batch, due, awaits_disk) {
                 let mut last = self.driver.stop(self.epoch.elapsed());
                 self.wal.push_all(&mut last.wal);
                 return;

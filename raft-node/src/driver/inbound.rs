@@ -77,7 +77,9 @@ impl Driver {
             return;
         }
         let stepped = if kind == MessageType::Propose && self.is_leader() {
-            self.append_as_leader(message.take_entries().into_vec())
+            let appended = self.append_as_leader(message.take_entries().into_vec());
+            self.asked_by_follower();
+            appended
         } else {
             self.raw.step(message)
         };

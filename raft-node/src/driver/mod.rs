@@ -3,7 +3,7 @@
 //! No thread, clock or I/O lives here: [`Driver`] is a value that the raft thread feeds and whose
 //! [`Effects`] it carries out; a simulation does the same in virtual time. `inbound` takes received
 //! messages, `ready` holds the contract with raft-rs' asynchronous Ready, `requests` proposals and reads,
-//! `snapshots` what log compaction needs.
+//! `commits` when followers hear of a commit, `snapshots` what log compaction needs.
 //!
 //! Invariants, each of which raft-rs would end the process over: nothing is stepped between `ready` and
 //! `advance_append_async`; Readys are reported persisted in order; the applied index only rises and follows
@@ -11,6 +11,7 @@
 
 #[cfg(test)]
 mod bench;
+mod commits;
 #[cfg(test)]
 mod fuzz_tests;
 mod inbound;
@@ -30,7 +31,7 @@ use transport_core::{
     raftpb::{ConfChange, ConfState, HardState, Message, Snapshot},
 };
 
-use self::{jobs::Jobs, snapshots::Snapshots};
+use self::{commits::Commits, jobs::Jobs, snapshots::Snapshots};
 use crate::{
     Leadership, NodeConfig, ProposeError, ReadError, Role, TransferError,
     admit::DropReason,
@@ -106,6 +107,7 @@ pub(crate) struct Driver {
     held: Held,
     appended: Appended,
     forwarded: Forwarded,
+    commits: Commits,
     jobs: Jobs,
     snapshots: Snapshots,
     /// Number of the last Ready.
@@ -160,6 +162,7 @@ impl Driver {
             held: Held::default(),
             appended: Appended::default(),
             forwarded: Forwarded::default(),
+            commits: Commits::default(),
             jobs: Jobs::default(),
             snapshots,
             number: 0,
@@ -226,6 +229,7 @@ impl Driver {
             self.retry_timeout_now();
             self.flush_held(now);
             self.flush_reads(now);
+            self.flush_commit(now);
             if self.effects.fatal.is_some() || !self.raw.has_ready() {
                 break;
             }
@@ -298,15 +302,6 @@ impl Driver {
             );
             self.raw.transfer_leader(heir);
         }
-    }
-
-    /// Whether something can go on as soon as the disk has finished what it was given.
-    pub fn awaits_disk(&self) -> bool {
-        let raft = &self.raw.raft;
-        let idle = raft.state == StateRole::Follower
-            && raft.raft_log.committed <= raft.raft_log.persisted
-            && self.timeout_now.is_none();
-        !idle
     }
 
     /// Whether everything raft has is durable and installed, as an election needs it.
@@ -383,6 +378,8 @@ fn raft_config(config: &NodeConfig, applied: u64) -> Config {
         max_uncommitted_size: config.uncommitted_bytes_max,
         check_quorum: true,
         pre_vote: config.pre_vote,
+        // The driver does it, later: see `commits`.
+        skip_bcast_commit: true,
         ..Config::default()
     }
 }

@@ -127,7 +127,7 @@ impl Driver {
             raft.pending_conf_index = pending_before;
             return Err(raft::Error::ProposalDropped);
         }
-        raft.bcast_append();
+        self.tell_commit();
         Ok(())
     }
 
