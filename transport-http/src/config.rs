@@ -116,6 +116,12 @@ pub struct Limits {
     pub post_body_bytes: usize,
     /// Bodies of all `POST /raft` in progress. Beyond: refused with 500.
     pub post_total_bytes: usize,
+    /// What a request body must bring in each [`body_progress_window`](Self::body_progress_window) spent waiting for
+    /// it. Less: refused, so that a sender that trickles holds no place for ever.
+    pub body_progress_bytes: u64,
+    /// See [`body_progress_bytes`](Self::body_progress_bytes). Time in which this member was not ready to read does
+    /// not count.
+    pub body_progress_window: Duration,
     /// How long `Raft::process` may hold a POST, and a pipeline wait for an answer.
     pub post_timeout: Duration,
     /// Message in front of a received database.
@@ -145,6 +151,8 @@ impl Default for Limits {
             flush_bytes: 256 << 10,
             post_body_bytes: 512 << 20,
             post_total_bytes: 1 << 30,
+            body_progress_bytes: 256 << 10,
+            body_progress_window: Duration::from_secs(30),
             post_timeout: Duration::from_secs(15),
             snapshot_envelope_bytes: ENVELOPE_BYTES_MAX,
             snapshot_sends: 4,

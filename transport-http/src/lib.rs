@@ -131,6 +131,7 @@ mod snap_dir;
 mod snapshot_receiver;
 mod snapshot_sender;
 mod stream;
+mod timed_body;
 mod transport;
 mod url_picker;
 

@@ -32,7 +32,8 @@ use crate::{
     metrics::{SnapshotMetrics, UNKNOWN_SNAPSHOT_SENDER},
     prober,
     raft::{ProcessError, Raft},
-    snapshot_receiver::{TimedBody, envelope, save},
+    snapshot_receiver::{envelope, save},
+    timed_body::TimedBody,
     transport::Transport,
 };
 
@@ -142,10 +143,7 @@ impl<R: Raft> Transport<R> {
             budget: shared.posted.clone(),
             bytes: 0,
         };
-        let mut body = TimedBody {
-            body: request.into_body(),
-            read_timeout: shared.env.config.read_timeout,
-        };
+        let mut body = TimedBody::new(request.into_body(), &shared.env.config);
         let mut whole = BytesMut::new();
         let mut first = None;
         while let Some(chunk) = body.chunk().await {
@@ -179,10 +177,7 @@ impl<R: Raft> Transport<R> {
             .iter()
             .for_each(|introduction| self.introduce(introduction));
         let from = Headers::new(request.headers()).server_from();
-        let mut body = TimedBody {
-            body: request.into_body(),
-            read_timeout: config.read_timeout,
-        };
+        let mut body = TimedBody::new(request.into_body(), config);
         // Before the envelope is read: it may be long, too.
         let Ok(_permit) = shared.snapshot_receives.try_acquire() else {
             shared.env.metrics.snapshot_refused();
@@ -190,13 +185,22 @@ impl<R: Raft> Transport<R> {
                 cause: "too many snapshots are being received".to_owned(),
             });
         };
-        let received = envelope(&mut body, config.limits.snapshot_envelope_bytes).await;
-        let envelope = received.inspect_err(|_| {
-            self.count_received_failure(from);
-            shared.env.metrics.snapshot_refused();
-        })?;
-        self.receive_snapshot(envelope, &mut body).await?;
-        Ok(self.delivered())
+        let receiving = async {
+            let received = envelope(&mut body, config.limits.snapshot_envelope_bytes).await;
+            let envelope = received.inspect_err(|_| {
+                self.count_received_failure(from);
+                shared.env.metrics.snapshot_refused();
+            })?;
+            self.receive_snapshot(envelope, &mut body).await
+        };
+        // Dropped, it lets go of the thread that writes, which then removes what it has.
+        tokio::select! {
+            biased;
+            () = shared.env.cancel.cancelled() => Err(Verdict::SnapshotRefused {
+                cause: ProcessError::Stopped.to_string(),
+            }),
+            received = receiving => received.map(|()| self.delivered()),
+        }
     }
 
     async fn receive_snapshot(

@@ -6,53 +6,20 @@
 //!
 //! etcd: server/etcdserver/api/rafthttp/http.go, `snapshotHandler`.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use transport_core::{
     frame::snapshot::{Envelope, EnvelopeDecoder},
     handshake::Verdict,
     raftpb::{Message, MessageType},
 };
 
-use crate::{environment::Environment, raft::SnapshotSink};
+use crate::{environment::Environment, raft::SnapshotSink, timed_body::TimedBody};
 
 /// Pieces between socket and disk. hyper yields at most a few hundred KiB at once, so about two MiB.
 const PIECES_AHEAD: usize = 4;
-
-/// A request body under a deadline per read.
-pub(crate) struct TimedBody {
-    pub(crate) body: Incoming,
-    pub(crate) read_timeout: Duration,
-}
-
-impl TimedBody {
-    /// The next piece, `None` at a proper end.
-    pub(crate) async fn chunk(&mut self) -> Option<io::Result<Bytes>> {
-        loop {
-            let frame = match timeout(self.read_timeout, self.body.frame()).await {
-                Ok(frame) => frame?,
-                Err(_) => {
-                    return Some(Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the sender is silent",
-                    )));
-                }
-            };
-            match frame.map(http_body::Frame::into_data) {
-                Ok(Ok(data)) => return Some(Ok(data)),
-                // Trailers.
-                Ok(Err(_)) => {}
-                Err(error) => {
-                    return Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)));
-                }
-            }
-        }
-    }
-}
 
 /// Reads the message in front of the database.
 pub(crate) async fn envelope(body: &mut TimedBody, limit: u64) -> Result<Envelope, Verdict> {

@@ -409,25 +409,65 @@ async fn only_so_many_are_received_at_once() {
     b.stop().await;
 }
 
+/// A snapshot whose database has begun to arrive at `b` and does not go on by itself.
+async fn half_received(b: &Member) -> Raw {
+    let mut raw = Raw::connect(b.address).await;
+    let chunked = [("Transfer-Encoding", "chunked")];
+    raw.write(request("POST", "/raft/snapshot", &chunked)).await;
+    raw.write(chunk(&encode_envelope(&snapshot(1, 2, 7)))).await;
+    raw.write(chunk(&[1; 100_000])).await;
+    let inflights = "etcd_network_snapshot_receive_inflights_total{From=1}";
+    b.recorder.until(inflights, |count| count == 1.0).await;
+    raw
+}
+
+#[tokio::test]
+async fn stopping_does_not_wait_for_a_snapshot_that_is_being_received() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = pair(dir.path(), |config| {
+        config.read_timeout = Duration::from_secs(3600)
+    })
+    .await;
+    let mut raw = half_received(&b).await;
+    let begun = std::time::Instant::now();
+    b.transport.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+    assert_eq!(raw.head().await.unwrap().status(), 500);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_sender_that_trickles_loses_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = pair(dir.path(), |config| {
+        config.limits.snapshot_receives = 1;
+        config.limits.body_progress_window = Duration::from_millis(200);
+    })
+    .await;
+    let mut raw = half_received(&b).await;
+    let head = loop {
+        // Never silent for the read timeout, and never done.
+        tokio::select! {
+            head = raw.head() => break head.unwrap(),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+        raw.write(chunk(b"x")).await;
+    };
+    assert_eq!(head.status(), 500);
+    let (out, done) = outgoing(snapshot(1, 2, 8), Database::of(10));
+    a.transport.send_snapshot(out);
+    assert!(accepted(done).await);
+    a.stop().await;
+    b.stop().await;
+}
+
 #[tokio::test]
 async fn a_sender_that_goes_away_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = pair(dir.path(), |_| {}).await;
-    let mut raw = Raw::connect(b.address).await;
-    raw.write(request(
-        "POST",
-        "/raft/snapshot",
-        &[("Transfer-Encoding", "chunked")],
-    ))
-    .await;
-    raw.write(chunk(&encode_envelope(&snapshot(1, 2, 7)))).await;
-    raw.write(chunk(&[1; 100_000])).await;
-    b.recorder
-        .until(
-            "etcd_network_snapshot_receive_inflights_total{From=1}",
-            |count| count == 1.0,
-        )
-        .await;
+    let raw = half_received(&b).await;
     drop(raw);
     b.recorder
         .until(
