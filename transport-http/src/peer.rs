@@ -61,13 +61,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts every task of the peer.
-    pub(crate) fn start<R: Raft>(
-        env: &Arc<Environment>,
-        raft: &Arc<R>,
-        id: MemberId,
-        urls: Vec<PeerUrl>,
-    ) -> Peer {
+    /// A peer whose tasks have not begun.
+    pub(crate) fn new(env: &Arc<Environment>, id: MemberId, urls: Vec<PeerUrl>) -> Peer {
         let metrics = Arc::new(env.metrics.peer(id));
         let activity = Arc::new(Activity::new(env.config.id, id, Arc::clone(&metrics)));
         let follower = Arc::new(Mutex::new(FollowerStats::default()));
@@ -95,7 +90,7 @@ impl Peer {
             metrics: Arc::clone(&metrics),
             post_timeout: env.config.limits.post_timeout,
         });
-        let peer = Peer {
+        Peer {
             id,
             env: Arc::clone(env),
             msgapp: writer(StreamKind::MsgAppV2),
@@ -113,12 +108,11 @@ impl Peer {
             snapshot_under_way: Arc::default(),
             dropped: LogGate::default(),
             cancel: env.cancel.child_token(),
-        };
-        peer.spawn_tasks(raft);
-        peer
+        }
     }
 
-    fn spawn_tasks<R: Raft>(&self, raft: &Arc<R>) {
+    /// Starts every task of the peer.
+    pub(crate) fn start<R: Raft>(&self, raft: &Arc<R>) {
         let env = &self.env;
         let inbox = Arc::new(Inbox::new(&env.config, self.id, Arc::clone(&self.metrics)));
         env.spawn(Arc::clone(&inbox).work_receive(Arc::clone(raft), self.cancel.clone()));

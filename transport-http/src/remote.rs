@@ -41,12 +41,8 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    pub(crate) fn start(
-        env: &Environment,
-        id: MemberId,
-        urls: Vec<PeerUrl>,
-        pinned: bool,
-    ) -> Remote {
+    /// A remote whose tasks have not begun.
+    pub(crate) fn new(env: &Environment, id: MemberId, urls: Vec<PeerUrl>, pinned: bool) -> Remote {
         let metrics = Arc::new(env.metrics.peer(id));
         let queue = PipelineQueue::new(env, metrics.queue(Queue::Pipeline));
         let pipeline = Arc::new(Pipeline {
@@ -61,15 +57,6 @@ impl Remote {
             metrics: Arc::clone(&metrics),
             post_timeout: env.config.limits.post_timeout,
         });
-        let cancel = env.cancel.child_token();
-        for _ in 0..PIPELINE_WORKERS {
-            env.spawn(Arc::clone(&pipeline).work(cancel.clone()));
-        }
-        tracing::info!(
-            "local-member-id" = %env.config.id,
-            "remote-peer-id" = %id,
-            "started remote peer pipeline"
-        );
         Remote {
             id,
             pinned,
@@ -78,8 +65,20 @@ impl Remote {
             paused: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
             full: LogGate::default(),
-            cancel,
+            cancel: env.cancel.child_token(),
         }
+    }
+
+    /// Begins to send.
+    pub(crate) fn start(&self, env: &Environment) {
+        for _ in 0..PIPELINE_WORKERS {
+            env.spawn(Arc::clone(&self.pipeline).work(self.cancel.clone()));
+        }
+        tracing::info!(
+            "local-member-id" = %env.config.id,
+            "remote-peer-id" = %self.id,
+            "started remote peer pipeline"
+        );
     }
 
     /// Queues a message; a full queue drops it without a report to raft, which does not track remotes.

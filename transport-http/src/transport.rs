@@ -5,12 +5,18 @@
 //!
 //! etcd: server/etcdserver/api/rafthttp/transport.go, `Transport`.
 
-use std::{fmt, future::Future, sync::Arc, task::Waker, time::Instant};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Weak},
+    task::Waker,
+    time::Instant,
+};
 
-use parking_lot::RwLock;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, watch},
+    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use transport_core::{
@@ -33,7 +39,7 @@ use crate::{
     raft::{OutgoingSnapshot, Raft, SnapshotSink, SnapshotStatus},
     remote::Remote,
     reports::Owner,
-    roster::Roster,
+    roster::{CurrentRoster, REMOTE_SWEEP, Roster},
 };
 
 /// Exchanges raft messages with the other members of a cluster. Cheap to clone: all clones are one transport.
@@ -43,7 +49,7 @@ pub(crate) struct Shared<R: Raft> {
     pub(crate) env: Arc<Environment>,
     pub(crate) owner: Arc<Owner<R>>,
     pub(crate) sink: Arc<dyn SnapshotSink>,
-    roster: RwLock<Arc<Roster>>,
+    roster: CurrentRoster,
     /// Snapshots being received.
     pub(crate) snapshot_receives: Arc<Semaphore>,
     /// Bodies of POSTs in progress.
@@ -89,15 +95,18 @@ impl<R: Raft> Transport<R> {
             config,
         });
         let limits = &env.config.limits;
-        Ok(Transport(Arc::new(Shared {
+        let transport = Transport(Arc::new(Shared {
             owner,
             sink,
-            roster: RwLock::default(),
+            roster: CurrentRoster::default(),
             snapshot_receives: Arc::new(Semaphore::new(limits.snapshot_receives)),
             posted: SharedBudget::new(limits.post_total_bytes),
             refused_remotes: LogGate::default(),
             env,
-        })))
+        }));
+        let env = &transport.0.env;
+        env.spawn(sweep(Arc::downgrade(&transport.0), env.cancel.clone()));
+        Ok(transport)
     }
 
     /// Queues messages, each for the member in its `to`. Never waits; messages without a target and to members
@@ -147,15 +156,23 @@ impl<R: Raft> Transport<R> {
     /// stopped.
     pub fn add_peer(&self, id: MemberId, urls: &[String]) -> Result<(), UrlError> {
         let parsed = PeerUrl::parse_list(urls)?;
-        let mut roster = self.0.roster.write();
-        if self.refuses(id) || roster.peers.contains_key(&id.0) {
+        if self.refuses(id) || self.roster().peers.contains_key(&id.0) {
             return Ok(());
         }
-        let peer = Peer::start(&self.0.env, &self.0.owner.raft, id, parsed);
-        Arc::make_mut(&mut roster)
-            .peers
-            .insert(id.0, Arc::new(peer));
-        drop(roster);
+        // A stop that comes now waits for what is begun here.
+        let _begun = self.0.env.tracker.token();
+        let peer = Arc::new(Peer::new(&self.0.env, id, parsed));
+        let is_new = self.0.roster.change(|roster| {
+            let is_new = !self.refuses(id) && !roster.peers.contains_key(&id.0);
+            if is_new {
+                roster.peers.insert(id.0, Arc::clone(&peer));
+            }
+            is_new
+        });
+        if !is_new {
+            return Ok(());
+        }
+        peer.start(&self.0.owner.raft);
         tracing::info!(
             "local-member-id" = %self.0.env.config.id,
             "remote-peer-id" = %id,
@@ -189,17 +206,18 @@ impl<R: Raft> Transport<R> {
 
     /// Stops talking to a member; its streams end properly. Unknown ids are ignored.
     pub fn remove_peer(&self, id: MemberId) {
-        let removed = Arc::make_mut(&mut self.0.roster.write())
-            .peers
-            .remove(&id.0);
-        if let Some(peer) = removed {
+        let (peer, remote) = self.0.roster.change(|roster| roster.remove(id));
+        if let Some(remote) = remote {
+            remote.stop();
+        }
+        if let Some(peer) = peer {
             self.stop_peer(id, &peer);
         }
     }
 
     /// [`remove_peer`](Self::remove_peer) for all of them; remotes stay.
     pub fn remove_all_peers(&self) {
-        let removed = std::mem::take(&mut Arc::make_mut(&mut self.0.roster.write()).peers);
+        let removed = (self.0.roster).change(|roster| std::mem::take(&mut roster.peers));
         for (id, peer) in removed {
             self.stop_peer(MemberId(id), &peer);
         }
@@ -274,11 +292,10 @@ impl<R: Raft> Transport<R> {
 
     /// Ends every stream properly, stops every task and waits for all of them. Idempotent.
     pub async fn stop(&self) {
-        let roster = {
-            let mut roster = self.0.roster.write();
+        let roster = self.0.roster.change(|roster| {
             self.0.env.cancel.cancel();
-            std::mem::take(&mut *roster)
-        };
+            std::mem::take(roster)
+        });
         for remote in roster.remotes.values() {
             remote.stop();
         }
@@ -299,7 +316,7 @@ impl<R: Raft> Transport<R> {
     }
 
     pub(crate) fn roster(&self) -> Arc<Roster> {
-        Arc::clone(&self.0.roster.read())
+        self.0.roster.get()
     }
 
     /// Adds who introduced itself in a request, unless it is known or must not be known.
@@ -347,21 +364,36 @@ impl<R: Raft> Transport<R> {
     }
 
     fn insert_remote(&self, id: MemberId, urls: Vec<PeerUrl>, pinned: bool) {
-        let mut roster = self.0.roster.write();
-        if self.refuses(id) || roster.knows(id) {
-            return;
+        let remotes_max = self.0.env.config.limits.remotes;
+        // Who has no room must not even leave its id in the metrics.
+        if !pinned && !self.roster().has_room(remotes_max) {
+            return self.refuse_remote(id);
         }
-        let changed = Arc::make_mut(&mut roster);
-        if !pinned && !changed.make_room(self.0.env.config.limits.remotes) {
-            drop(roster);
-            if let Some(held_back) = self.0.refused_remotes.open() {
-                tracing::warn!("remote-peer-id" = %id, "held-back" = held_back, "refused a remote: there are too many");
+        let _begun = self.0.env.tracker.token();
+        let remote = Arc::new(Remote::new(&self.0.env, id, urls, pinned));
+        let (fits, ended) = self.0.roster.change(|roster| {
+            if self.refuses(id) || roster.knows(id) {
+                return (None, Vec::new());
             }
-            return;
+            if pinned {
+                roster.remotes.insert(id.0, Arc::clone(&remote));
+                return (Some(true), Vec::new());
+            }
+            let (fits, ended) = roster.introduce(id, Arc::clone(&remote), remotes_max);
+            (Some(fits), ended)
+        });
+        ended.iter().for_each(|remote| remote.stop());
+        match fits {
+            Some(true) => remote.start(&self.0.env),
+            Some(false) => self.refuse_remote(id),
+            None => {}
         }
-        changed
-            .remotes
-            .insert(id.0, Arc::new(Remote::start(&self.0.env, id, urls, pinned)));
+    }
+
+    fn refuse_remote(&self, id: MemberId) {
+        if let Some(held_back) = self.0.refused_remotes.open() {
+            tracing::warn!("remote-peer-id" = %id, "held-back" = held_back, "refused a remote: there are too many");
+        }
     }
 
     fn stop_peer(&self, id: MemberId, peer: &Peer) {
@@ -371,6 +403,31 @@ impl<R: Raft> Transport<R> {
             "removed-remote-peer-id" = %id,
             "removed remote peer"
         );
+    }
+}
+
+/// Ends remotes that nobody needs any more, until cancelled.
+async fn sweep<R: Raft>(shared: Weak<Shared<R>>, cancel: CancellationToken) {
+    while (cancel.run_until_cancelled(sleep(REMOTE_SWEEP)).await).is_some()
+        && let Some(shared) = shared.upgrade()
+    {
+        let roster = shared.roster.get();
+        let mut removed: Vec<u64> = roster.remotes.keys().copied().collect();
+        removed.retain(|id| shared.owner.raft.is_id_removed(MemberId(*id)));
+        if !roster.remotes.is_empty() {
+            let ended = shared.roster.change(|roster| roster.sweep(&removed));
+            ended.iter().for_each(|remote| remote.stop());
+        }
+    }
+}
+
+/// The last handle is gone without a stop: nobody is left to wait, but every task ends.
+impl<R: Raft> Drop for Shared<R> {
+    fn drop(&mut self) {
+        self.env.cancel.cancel();
+        let roster = self.roster.get();
+        roster.peers.values().for_each(|peer| peer.stop());
+        roster.remotes.values().for_each(|remote| remote.stop());
     }
 }
 

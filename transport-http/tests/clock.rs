@@ -10,7 +10,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 use transport_core::{MemberId, raftpb::MessageType};
-use transport_http::{NoSnapshots, net::Acceptor};
+use transport_http::{
+    NoSnapshots,
+    net::{Acceptor, Connector, PeerUrl},
+};
 
 fn member(net: &MemoryNet, id: u64) -> Member {
     let (address, acceptor) = net.listen(id as u16);
@@ -156,4 +159,53 @@ async fn an_idle_pipeline_connection_is_given_up_before_the_server_does() {
     posted.read_to_end(&mut read).await.unwrap();
     assert_eq!(answered.elapsed().as_secs(), 4);
     a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn remotes_end_when_they_expire_or_their_member_is_removed() {
+    let net = MemoryNet::default();
+    let a = member(&net, 1);
+    let urls = "http://127.0.0.1:9";
+    // Four workers each, and one task more for the whole transport.
+    let tasks = || {
+        let metrics = tokio::runtime::Handle::current().metrics();
+        metrics.num_alive_tasks()
+    };
+    let before = tasks();
+    introduce(&net, 5, urls).await;
+    introduce(&net, 6, urls).await;
+    a.transport
+        .add_remote(MemberId(7), &[urls.to_owned()])
+        .unwrap();
+    a.transport
+        .add_remote(MemberId(8), &[urls.to_owned()])
+        .unwrap();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(tasks() - before, 16);
+    a.raft
+        .removed
+        .lock()
+        .unwrap()
+        .extend([MemberId(5), MemberId(7)]);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(tasks() - before, 8, "5 and 7 were removed");
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(tasks() - before, 4, "6 got nothing for ten minutes");
+    a.stop().await;
+}
+
+/// Posts an empty message from `from` to member 1, and says where it lives.
+async fn introduce(net: &MemoryNet, from: u64, urls: &str) {
+    let to = PeerUrl::parse("http://127.0.0.1:1").unwrap();
+    let mut io = net.connect(&to, Duration::ZERO).await.unwrap();
+    let head = format!(
+        "POST /raft HTTP/1.1\r\nHost: a\r\nX-Server-Version: 3.6.0\r\nX-Min-Cluster-Version: 3.0.0\r\n\
+         X-Etcd-Cluster-ID: {}\r\nX-Server-From: {from}\r\nX-PeerURLs: {urls}\r\nContent-Length: 0\r\n\
+         Connection: close\r\n\r\n",
+        common::CLUSTER
+    );
+    io.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
 }

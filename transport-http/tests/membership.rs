@@ -197,6 +197,46 @@ async fn who_introduces_itself_can_be_answered() {
 }
 
 #[tokio::test]
+async fn removing_a_member_ends_the_remote_it_introduced() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let urls = format!("http://{}", listener.local_addr().unwrap());
+    let a = Member::start(1).await;
+    introduce(&a, 5, &urls).await;
+    a.transport
+        .add_remote(MemberId(6), std::slice::from_ref(&urls))
+        .unwrap();
+    a.transport.remove_peer(MemberId(5));
+    assert!(!reaches(&a, 5, &listener).await);
+    a.transport.remove_peer(MemberId(6));
+    assert!(reaches(&a, 6, &listener).await, "the owner asked for it");
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_transport_that_is_dropped_ends_its_tasks() {
+    let metrics = || tokio::runtime::Handle::current().metrics();
+    let idle = metrics().num_alive_tasks();
+    let recorder = std::sync::Arc::new(common::recorder::TestRecorder::default());
+    let config = TransportConfig::new(MemberId(1), common::CLUSTER, recorder);
+    let sink = std::sync::Arc::new(transport_http::NoSnapshots);
+    let transport = Transport::start(config, std::sync::Arc::new(Nobody), sink).unwrap();
+    transport
+        .add_peer(MemberId(2), &url("http://127.0.0.1:1"))
+        .unwrap();
+    transport
+        .add_remote(MemberId(3), &url("http://127.0.0.1:1"))
+        .unwrap();
+    assert!(metrics().num_alive_tasks() > idle + 10);
+    drop(transport);
+    soon("every task to end", async {
+        while metrics().num_alive_tasks() > idle {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_peer_is_preferred_to_a_remote_of_its_id() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let urls = format!("http://{}", listener.local_addr().unwrap());
