@@ -159,7 +159,9 @@ impl Input<'_> {
             0 => 0,
             1 => u64::MAX,
             2 => center.saturating_add(1 << 61),
-            distance => (center + u64::from(distance % 16)).saturating_sub(8),
+            distance => center
+                .saturating_add(u64::from(distance % 16))
+                .saturating_sub(8),
         }
     }
 
