@@ -71,8 +71,8 @@ const VERBS: &[Verb] = &[
     },
     Verb {
         name: "bench",
-        run: |args| bench::bench(value(args, "--json")?.map(Into::into)),
-        help: "puts against ours and Go's in one run; --json FILE writes the figures",
+        run: bench::bench,
+        help: "puts against ours and Go's; `transport` for that alone; --json FILE writes the figures",
     },
     Verb {
         name: "fuzz",

@@ -1,12 +1,11 @@
 //! `cargo xtask bench`: puts against three of our members and three of Go's, in one run.
 //!
-//! Both clusters stay up; rounds alternate between them, so that whatever else the machine does hits both.
-//! A single client talks to the leader on both sides, since a put through a follower takes one more hop;
-//! many clients are spread over all members. What is told are medians over the rounds, and ratios of medians.
+//! Both clusters stay up and take turns. A single client talks to the leader on both sides, since a put through a
+//! follower takes one more hop; many clients are spread over all members.
 
 use std::{
     fs,
-    path::PathBuf,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,6 +16,7 @@ use std::{
 use serde_json::json;
 use tokio::{runtime::Runtime, task::JoinSet};
 
+use super::{median, write_json};
 use crate::{
     client::Client,
     cluster::Cluster,
@@ -80,7 +80,7 @@ struct Figures {
 }
 
 /// Runs the workflow; `json` names a file for the figures.
-pub fn bench(json: Option<PathBuf>) -> Outcome {
+pub fn bench(json: Option<&Path>) -> Outcome {
     let server = workspace::build_server()?;
     let go = GoEtcd::obtain(Release::V3_6_16)?;
     let mut ours = Cluster::new(&[server.as_path(); 3], &[])?;
@@ -114,11 +114,7 @@ pub fn bench(json: Option<PathBuf>) -> Outcome {
             "cpu_ratio": cpu,
         }));
     }
-    match json {
-        Some(path) => fs::write(&path, format!("{:#}\n", serde_json::Value::from(told)))
-            .map_err(|error| format!("cannot write {}: {error}", path.display())),
-        None => Ok(()),
-    }
+    write_json(json, told)
 }
 
 /// One round against one cluster. One whose leader changed meanwhile is repeated: elections are not what is
@@ -206,14 +202,10 @@ fn process_ticks(stat: &str) -> Option<f64> {
 }
 
 fn medians(rounds: &[Figures]) -> Figures {
-    let median = |of: fn(&Figures) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let of = |field: fn(&Figures) -> f64| median(rounds.iter().map(field).collect());
     Figures {
-        puts_per_second: median(|f| f.puts_per_second),
-        cpu_us_per_put: median(|f| f.cpu_us_per_put),
+        puts_per_second: of(|f| f.puts_per_second),
+        cpu_us_per_put: of(|f| f.cpu_us_per_put),
     }
 }
 
