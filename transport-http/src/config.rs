@@ -134,6 +134,9 @@ pub struct Limits {
     pub snapshot_answer_timeout: Duration,
     /// Remotes created from request headers. Beyond: the oldest idle one goes, or the new one is refused.
     pub remotes: usize,
+    /// How long an accepted connection may take until it can be used: TLS, and who is on the other side. Beyond:
+    /// closed and counted.
+    pub handshake_timeout: Duration,
     /// Open connections of the peer port. Beyond: they wait to be accepted.
     pub connections: usize,
 }
@@ -159,6 +162,7 @@ impl Default for Limits {
             snapshot_receives: 2,
             snapshot_answer_timeout: Duration::from_secs(600),
             remotes: 64,
+            handshake_timeout: Duration::from_secs(10),
             connections: 1024,
         }
     }

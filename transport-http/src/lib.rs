@@ -110,6 +110,7 @@ pub mod client;
 mod config;
 mod environment;
 mod error;
+mod handshake;
 mod inbox;
 mod limiter;
 mod log_gate;
@@ -138,6 +139,7 @@ mod url_picker;
 pub use body::PeerBody;
 pub use config::{DEFAULT_SERVER_VERSION, Limits, SharedRecorder, TransportConfig};
 pub use error::{ClientError, CriticalError, StartError, UrlError};
+pub use handshake::{HandshakeCause, HandshakeError};
 pub use metrics::histogram_buckets;
 pub use raft::{
     OutgoingSnapshot, ProcessError, Raft, SnapshotSink, SnapshotSource, SnapshotStatus,

@@ -8,7 +8,10 @@ use std::sync::OnceLock;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use transport_core::{MemberId, lane::DropReason};
 
-use crate::config::SharedRecorder;
+use crate::{
+    config::SharedRecorder,
+    handshake::{HandshakeFailures, Side},
+};
 
 const ACTIVE_PEERS: &str = "etcd_network_active_peers";
 const DISCONNECTED_PEERS: &str = "etcd_network_disconnected_peers_total";
@@ -31,6 +34,7 @@ const QUEUE_BYTES: &str = "rafthttp_queue_bytes";
 const DROPPED_MESSAGES: &str = "rafthttp_dropped_messages_total";
 const FLUSH_BYTES: &str = "rafthttp_flush_bytes";
 const STREAM_ATTACHED: &str = "rafthttp_stream_attached";
+pub(crate) const HANDSHAKE_FAILURES: &str = "rafthttp_handshake_failures_total";
 
 /// The `From` label for a snapshot sender nobody here knows.
 pub(crate) const UNKNOWN_SNAPSHOT_SENDER: &str = "UNKNOWN_SNAPSHOT_SENDER";
@@ -45,7 +49,7 @@ enum Kind {
     Histogram,
 }
 
-const DESCRIPTIONS: [(&str, Kind, Unit, &str); 19] = [
+const DESCRIPTIONS: [(&str, Kind, Unit, &str); 20] = [
     (
         ACTIVE_PEERS,
         Kind::Gauge,
@@ -160,6 +164,12 @@ const DESCRIPTIONS: [(&str, Kind, Unit, &str); 19] = [
         Unit::Count,
         "Whether the peer reads this stream of ours (1) or not (0).",
     ),
+    (
+        HANDSHAKE_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Connections between members that did not become usable, by side and cause.",
+    ),
 ];
 
 fn describe(
@@ -220,7 +230,7 @@ fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
     Key::from_parts(name, labels)
 }
 
-fn counter(
+pub(crate) fn counter(
     recorder: &SharedRecorder,
     name: &'static str,
     labels: &[(&'static str, &str)],
@@ -269,6 +279,8 @@ pub(crate) struct Metrics {
     local: String,
     /// `received_bytes` of link heartbeats.
     pub(crate) received_heartbeat_bytes: Counter,
+    /// Connections to our port that came to nothing.
+    pub(crate) handshakes: HandshakeFailures,
 }
 
 impl Metrics {
@@ -278,6 +290,7 @@ impl Metrics {
         }
         let received_heartbeat_bytes = counter(&recorder, RECEIVED_BYTES, &[("From", "0")]);
         Metrics {
+            handshakes: HandshakeFailures::new(recorder.clone(), Side::Accept),
             recorder,
             local: local.to_string(),
             received_heartbeat_bytes,

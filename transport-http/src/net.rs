@@ -1,8 +1,9 @@
 //! Sockets: how connections to peers are opened and accepted, and the deadline on writes.
 //!
 //! The transport sees byte streams only, through [`Connector`] and [`Acceptor`]; plain TCP is the one
-//! implementation here. Invariant: every socket has TCP_NODELAY, keep-alive and, where the system has it,
-//! TCP_USER_TIMEOUT, so that a silent network never holds a connection for minutes.
+//! implementation here. Invariants: every socket has TCP_NODELAY, keep-alive and, where the system has it,
+//! TCP_USER_TIMEOUT, so that a silent network never holds a connection for minutes; accepting never waits for what
+//! the other side sends.
 
 use std::{
     fmt,
@@ -19,10 +20,15 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 
-use crate::{error::UrlError, race::race, resolver::Resolver};
+use crate::{
+    error::UrlError,
+    handshake::{HandshakeCause, HandshakeError},
+    race::race,
+    resolver::Resolver,
+};
 
 /// How long a connection may be idle before the system probes it (etcd: 30 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -51,11 +57,30 @@ pub trait Connector: Send + Sync + 'static {
 
 /// Accepts connections of peers.
 pub trait Acceptor: Send + 'static {
-    /// The next connection and where it comes from; `user_timeout` as for a [`Connector`]. Cancel-safe.
+    /// The next connection; `user_timeout` as for a [`Connector`]. Cancel-safe, and does not wait for anything the
+    /// other side must send: that is the handshake's part.
     fn accept(
         &mut self,
         user_timeout: Duration,
-    ) -> impl Future<Output = io::Result<(BoxIo, SocketAddr)>> + Send;
+    ) -> impl Future<Output = io::Result<Accepted>> + Send;
+}
+
+/// A connection that was accepted, and what is left to do before it can be used.
+pub struct Accepted {
+    /// Where it comes from.
+    pub remote: SocketAddr,
+    /// To be awaited in a task of the connection's own, under a deadline.
+    pub handshake: BoxFuture<'static, Result<BoxIo, HandshakeError>>,
+}
+
+impl Accepted {
+    /// A connection without a handshake.
+    pub fn ready(io: impl Io + 'static, remote: SocketAddr) -> Accepted {
+        Accepted {
+            remote,
+            handshake: Box::pin(std::future::ready(Ok(Box::new(io) as BoxIo))),
+        }
+    }
 }
 
 /// Plain TCP. The addresses of a host are tried side by side, each with a head start before the next; clones share
@@ -105,11 +130,32 @@ impl TcpConnector {
 }
 
 impl Acceptor for TcpListener {
-    async fn accept(&mut self, user_timeout: Duration) -> io::Result<(BoxIo, SocketAddr)> {
+    async fn accept(&mut self, user_timeout: Duration) -> io::Result<Accepted> {
         let (stream, remote) = TcpListener::accept(self).await?;
         // A peer that is gone already fails here; the connection then ends by itself.
         let _ = tune(&stream, user_timeout);
-        Ok((Box::new(stream), remote))
+        let handshake = Box::pin(begin_plain(stream, user_timeout));
+        Ok(Accepted { remote, handshake })
+    }
+}
+
+/// The first byte of every TLS connection: a record of type handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Waits for a plain connection to begin, and looks whether it is plain at all: what speaks TLS here would only be
+/// told that it speaks no HTTP, and nobody would know why.
+async fn begin_plain(stream: TcpStream, within: Duration) -> Result<BoxIo, HandshakeError> {
+    let closed = |what: String| HandshakeError::new(HandshakeCause::Closed, what);
+    let mut first = [0];
+    match timeout(within, stream.peek(&mut first)).await {
+        Err(_) => Err(closed(format!("not a byte within {within:?}"))),
+        Ok(Err(error)) => Err(closed(error.to_string())),
+        Ok(Ok(0)) => Err(closed("the other side went away without a byte".into())),
+        Ok(Ok(_)) if first[0] == TLS_HANDSHAKE => Err(HandshakeError::new(
+            HandshakeCause::SchemeMismatch,
+            "the other side speaks TLS to a plain port: its URL of this member says https, this member's says http",
+        )),
+        Ok(Ok(_)) => Ok(Box::new(stream)),
     }
 }
 

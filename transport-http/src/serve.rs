@@ -1,8 +1,9 @@
 //! The accept loop of a peer port: HTTP/1.1 only, every connection counted, bounded and joined.
 //!
-//! Requests the transport owns go to it, the rest to the caller's fallback. Deadlines: a request head, and the
-//! pause before the next one, within the read timeout; each write within the write timeout; bodies are read under
-//! the handlers' own deadline. A stream's connection has no read deadline, as the dialler sends nothing more.
+//! Requests the transport owns go to it, the rest to the caller's fallback. A handshake runs in the connection's own
+//! task, so that a slow one holds up nobody else. Deadlines: the handshake; a request head, and the pause before the
+//! next one, within the read timeout; each write within the write timeout; bodies are read under the handlers' own
+//! deadline. A stream's connection has no read deadline, as the dialler sends nothing more.
 
 use std::{
     convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
@@ -16,7 +17,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     body::PeerBody,
-    net::{Acceptor, BoxIo, WriteDeadline},
+    handshake::{HandshakeCause, HandshakeError},
+    net::{Accepted, Acceptor, BoxIo, WriteDeadline},
     raft::Raft,
     transport::Transport,
 };
@@ -58,16 +60,14 @@ pub async fn serve_peers<A, R, F, Fut>(
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok((io, remote)) => {
-                let serving = serve_connection(
-                    io,
-                    remote,
-                    transport.clone(),
-                    fallback.clone(),
-                    shutdown.clone(),
-                );
+            Ok(accepted) => {
+                let (transport, fallback) = (transport.clone(), fallback.clone());
+                let shutdown = shutdown.clone();
                 connections.spawn(async move {
-                    serving.await;
+                    let remote = accepted.remote;
+                    if let Some(io) = shake_hands(accepted, &transport, &shutdown).await {
+                        serve_connection(io, remote, transport, fallback, shutdown).await;
+                    }
                     drop(place);
                 });
             }
@@ -80,6 +80,35 @@ pub async fn serve_peers<A, R, F, Fut>(
     drop(acceptor);
     connections.close();
     connections.wait().await;
+}
+
+/// Makes an accepted connection usable; `None` if that fails, is not done in time, or the port closes.
+async fn shake_hands<R: Raft>(
+    accepted: Accepted,
+    transport: &Transport<R>,
+    shutdown: &CancellationToken,
+) -> Option<BoxIo> {
+    let within = transport.config().limits.handshake_timeout;
+    let shaken = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return None,
+        shaken = tokio::time::timeout(within, accepted.handshake) => shaken,
+    };
+    let error = match shaken {
+        Ok(Ok(io)) => return Some(io),
+        Ok(Err(error)) => error,
+        Err(_) => HandshakeError::new(
+            HandshakeCause::Timeout,
+            format!("no handshake within {within:?}"),
+        ),
+    };
+    transport
+        .shared()
+        .env
+        .metrics
+        .handshakes
+        .accepted(accepted.remote, &error);
+    None
 }
 
 /// Serves one accepted connection until it ends or `shutdown`; for callers with an accept loop of their own.

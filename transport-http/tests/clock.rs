@@ -138,7 +138,8 @@ async fn an_idle_pipeline_connection_is_given_up_before_the_server_does() {
     // Among the streams and probes there is one POST; the others are left alone.
     let mut others = Vec::new();
     let mut posted = loop {
-        let (mut io, _) = acceptor.accept(Duration::ZERO).await.unwrap();
+        let accepted = acceptor.accept(Duration::ZERO).await.unwrap();
+        let mut io = accepted.handshake.await.unwrap();
         let mut head = [0; 4];
         io.read_exact(&mut head).await.unwrap();
         if &head == b"POST" {

@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     sync::mpsc,
 };
-use transport_http::net::{Acceptor, BoxFuture, BoxIo, Connector, PeerUrl};
+use transport_http::net::{Accepted, Acceptor, BoxFuture, BoxIo, Connector, PeerUrl};
 
 #[derive(Clone, Default)]
 pub struct MemoryNet {
@@ -75,9 +75,9 @@ impl Connector for MemoryNet {
 }
 
 impl Acceptor for MemoryAcceptor {
-    async fn accept(&mut self, _: Duration) -> io::Result<(BoxIo, SocketAddr)> {
+    async fn accept(&mut self, _: Duration) -> io::Result<Accepted> {
         match self.accepted.recv().await {
-            Some(io) => Ok((io, self.address)),
+            Some(io) => Ok(Accepted::ready(io, self.address)),
             None => std::future::pending().await,
         }
     }
