@@ -148,29 +148,48 @@ impl Snapshotter {
     }
 
     /// The newest snapshot that is among `recorded` (from [`crate::wal::snapshots`]); none if there is
-    /// none. Files that are no snapshots are renamed to `.broken` on the way; an error of the file system
-    /// is an error.
+    /// none. Files that are no snapshots are put aside; an error of the file system is an error.
     pub fn newest(&self, recorded: &[WalSnapshot]) -> Result<Option<Snapshot>, SnapError> {
+        let (newest, broken) = self.look(recorded)?;
+        self.put_aside(&broken)?;
+        Ok(newest)
+    }
+
+    /// As [`newest`](Snapshotter::newest), without changing anything: the files that are no snapshots come
+    /// along, for [`put_aside`](Snapshotter::put_aside).
+    pub fn look(
+        &self,
+        recorded: &[WalSnapshot],
+    ) -> Result<(Option<Snapshot>, Vec<String>), SnapError> {
+        let mut broken = Vec::new();
         for name in self.names(".snap")?.into_iter().rev() {
             let path = self.dir.join(&name);
             match read(&*self.disk, &path) {
                 Ok(snapshot) => {
                     let (term, index) = position(&snapshot);
                     if recorded.iter().any(|r| r.term == term && r.index == index) {
-                        return Ok(Some(snapshot));
+                        return Ok((Some(snapshot), broken));
                     }
                 }
                 Err(SnapError::Broken { reason, .. }) => {
-                    tracing::warn!(path = %path.display(), reason, "putting a broken snap file aside");
-                    let aside = self.dir.join(format!("{name}.broken"));
-                    self.disk
-                        .rename(&path, &aside)
-                        .map_err(SnapError::io("rename to", aside))?;
+                    tracing::warn!(path = %path.display(), reason, "a snap file is broken");
+                    broken.push(name);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        Ok((None, broken))
+    }
+
+    /// Renames files to `.broken`.
+    pub fn put_aside(&self, names: &[String]) -> Result<(), SnapError> {
+        for name in names {
+            let aside = self.dir.join(format!("{name}.broken"));
+            self.disk
+                .rename(&self.dir.join(name), &aside)
+                .map_err(SnapError::io("rename to", aside))?;
+        }
+        Ok(())
     }
 
     /// Where the database of the snapshot at `index` is, if it was received.

@@ -127,9 +127,8 @@ impl Storage {
     /// Opens and replays a log, from the newest snapshot on that is whole and recorded.
     pub fn open(options: &StorageOptions) -> Result<Self, StorageError> {
         let snapshotter = options.snapshotter();
-        snapshotter.remove_temporaries()?;
         let recorded = wal::snapshots(&*options.disk, &options.wal_dir)?;
-        let snapshot = snapshotter.newest(&recorded)?;
+        let (snapshot, broken) = snapshotter.look(&recorded)?;
         let start = snapshot
             .as_ref()
             .and_then(|snapshot| snapshot.metadata.clone())
@@ -140,6 +139,9 @@ impl Storage {
             });
         let disk = options.disk.clone();
         let (wal, replay) = Wal::open(disk, &options.wal_dir, start, options.wal())?;
+        // Only now is it certain that no other process is at work here.
+        snapshotter.put_aside(&broken)?;
+        snapshotter.remove_temporaries()?;
         let contents = Contents {
             snapshot,
             hard_state: replay.hard_state,
@@ -337,6 +339,38 @@ mod tests {
                 recorder,
             )
         }
+    }
+
+    #[test]
+    fn a_log_in_use_is_left_as_it_is() {
+        let metadata = Metadata {
+            node_id: MemberId(1),
+            cluster_id: ClusterId(2),
+        };
+        let disk = FaultDisk::new(1);
+        disk.create_dir(Path::new("member/snap")).expect("create");
+        let mut first = Storage::create(&options(&disk), metadata).expect("create");
+        first
+            .bootstrap(&[(MemberId(1), Bytes::from_static(b"{}"))])
+            .expect("bootstrap");
+        let planted = [
+            "member/snap/tmp-x",
+            "member/snap/0000000000000001-0000000000000001.snap",
+        ];
+        for path in planted {
+            disk.set_content(Path::new(path), b"being written")
+                .expect("plant");
+        }
+        let second = Storage::open(&options(&disk)).expect_err("locked");
+        assert!(second.to_string().contains("is locked"), "{second}");
+        for path in planted {
+            let content = disk.content(Path::new(path)).expect("still there");
+            assert_eq!(content, b"being written");
+        }
+        drop(first);
+        Storage::open(&options(&disk)).expect("open");
+        let left = disk.list(Path::new("member/snap")).expect("list");
+        assert_eq!(left, ["0000000000000001-0000000000000001.snap.broken"]);
     }
 
     #[test]
