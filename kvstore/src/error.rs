@@ -232,6 +232,14 @@ pub enum FatalError {
     /// A read of the backend failed or found what cannot be.
     #[error("reading the backend failed: {0}")]
     Read(String),
+    /// A thread of the store panicked: the backend's engine does on some damage.
+    #[error("thread {thread} panicked: {message}")]
+    Panicked {
+        /// Its name.
+        thread: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

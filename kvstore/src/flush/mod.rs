@@ -225,10 +225,11 @@ impl Backlog {
         self.room.notify_all();
     }
 
-    fn fail(&self, error: FatalError) {
+    /// Nothing can be written any more. The first reason counts.
+    pub fn fail(&self, error: FatalError) {
         let mut state = self.state.lock();
         state.committing = false;
-        state.failed = Some(error);
+        state.failed.get_or_insert(error);
         self.room.notify_all();
     }
 }

@@ -1,8 +1,11 @@
 //! The two threads beside apply: the one that flushes, and the one that compacts.
 //!
-//! Invariant: both are joined before the engine is gone.
+//! Invariant: both are joined before the engine is gone; one that ends before it is told to, by a panic as by an
+//! error, says so to apply and to the owner of the store.
 
 use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::*},
@@ -59,17 +62,29 @@ impl Engine {
             inbox,
             threads: Vec::new(),
         };
-        engine.spawn("kv-flush", move || flush.run())?;
-        engine.spawn("kv-compact", move || compaction.run())?;
+        engine.spawn(config, "kv-flush", move || flush.run())?;
+        engine.spawn(config, "kv-compact", move || compaction.run())?;
         Ok(engine)
     }
 
     fn spawn(
         &mut self,
+        config: &StoreConfig,
         name: &'static str,
         run: impl FnOnce() + Send + 'static,
     ) -> Result<(), OpenError> {
-        let thread = Builder::new().name(name.into()).spawn(run);
+        let (backlog, on_fatal) = (self.backlog.clone(), config.on_fatal.clone());
+        let thread = Builder::new().name(name.into()).spawn(move || {
+            // The backend's engine panics on some damage. Nothing is used any more that a panic left half done.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+                let error = FatalError::Panicked {
+                    thread: name,
+                    message: text(&*panic).into(),
+                };
+                backlog.fail(error.clone());
+                on_fatal(error);
+            }
+        });
         self.threads
             .push(thread.map_err(|error| OpenError::Thread(name, error))?);
         Ok(())
@@ -79,14 +94,18 @@ impl Engine {
     pub fn stop(&mut self, discard: bool) -> Result<(), FatalError> {
         self.inbox.close();
         self.backlog.close(discard);
-        let mut outcome = Ok(());
         for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                outcome = Err(FatalError::Commit("a background thread panicked".into()));
-            }
+            // A panic was caught within.
+            let _ = thread.join();
         }
-        self.backlog.failure().map_or(outcome, Err)
+        self.backlog.failure().map_or(Ok(()), Err)
     }
+}
+
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    let fixed = panic.downcast_ref::<&str>().copied();
+    owned.or(fixed).unwrap_or("without a message")
 }
 
 impl Drop for Engine {
