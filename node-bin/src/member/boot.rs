@@ -3,7 +3,7 @@
 //! Depends on raft-node's storage and on the rules in `join` and `config::cluster`. Invariant: nothing is
 //! written before everything that can be checked was checked, and a log that exists is never overwritten.
 
-use std::{io, path::Path};
+use std::io;
 
 use kvstore::membership::{Member, json};
 use raft_node::{Storage, StorageError, StorageOptions, wal::Metadata};
@@ -78,10 +78,13 @@ pub async fn boot(
     peers: &PeerClient,
 ) -> Result<Boot, BootError> {
     for dir in [&config.data_dir, &config.member_dir(), &config.snap_dir()] {
-        create_private(dir).map_err(|source| BootError::Directory {
-            path: dir.display().to_string(),
-            source,
-        })?;
+        options
+            .disk
+            .create_dir(dir)
+            .map_err(|source| BootError::Directory {
+                path: dir.display().to_string(),
+                source,
+            })?;
     }
     if Storage::exists(options)? {
         let storage = Storage::open(options)?;
@@ -252,13 +255,4 @@ fn is_ours(config: &Config, found: MemberId) -> Result<(), BootError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Creates a directory for this user alone, with what is missing above it.
-fn create_private(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
 }
