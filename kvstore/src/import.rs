@@ -2,19 +2,25 @@
 //!
 //! A member that lags behind receives the former together with a snapshot; it is imported before the snapshot is
 //! handed to raft, so that installing it is a renaming. The imported rows are those of the file, except where the
-//! snapshot's document knows the membership better (see [`Membership::merge`]).
+//! snapshot's document knows the membership better (see [`Membership::merge`]). Once raft has recorded a snapshot
+//! there is no way back, so everything that a store reads when it opens is read here first.
 //!
 //! Invariant: the imported file appears under its name whole and synced, or not at all.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
+use transport_core::raftpb::{ConfState, Snapshot};
 
 use crate::{
+    apply::check_rows,
     backend::{
         Backend, BackendError, Batch, Bucket,
         redb::{RedbBackend, beside, remove_if_there, sync_parent},
@@ -22,6 +28,8 @@ use crate::{
     bolt::read::{BoltError, BoltFile, ReadAt},
     flush::{CONSISTENT_INDEX, TERM},
     membership::Membership,
+    mvcc::{restore::RestoreError, row},
+    store::Standing,
     v2store::{self, V2StoreError},
 };
 
@@ -31,6 +39,9 @@ const COMMIT_BYTES: usize = 16 << 20;
 const COMMIT_ROWS: usize = 128 << 10;
 /// Page cache of the backend while it is filled. Rows come in order, so there is little to find in it again.
 const CACHE_BYTES: usize = 32 << 20;
+
+/// Ends the names of files that are being filled. What a crash leaves of them is for whoever owns the directory.
+pub const UNFINISHED: &str = ".importing";
 
 /// Why a database could not be imported.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +58,17 @@ pub enum ImportError {
     /// A row of bucket `meta` is no number.
     #[error("the database file has a row meta/{0} that is not 8 bytes long")]
     NotANumber(&'static str),
+    /// A row does not hold what its bucket promises.
+    #[error("the database file has a damaged row: {0}")]
+    Damaged(String),
+    /// The database and the snapshot it came with do not belong together.
+    #[error("the database is at index {found}, its snapshot at {expected}")]
+    IndexMismatch {
+        /// Index of the snapshot.
+        expected: u64,
+        /// Consistent index of the database.
+        found: u64,
+    },
     /// The snapshot's document cannot be read.
     #[error(transparent)]
     Document(#[from] V2StoreError),
@@ -75,29 +97,100 @@ pub struct Imported {
 /// Imports the database file at `from` as a backend file at `to`, which must not exist and whose directory must.
 /// Buckets that etcd does not have are left out. When it returns, everything is on the disk.
 pub fn import_bolt(from: &Path, to: &Path) -> Result<Imported, ImportError> {
-    import_snapshot(from, to, &[])
+    import_file(from, to, None)
 }
 
-/// As [`import_bolt`], with the data of the snapshot that the file came with. In a cluster before 3.5 that document
-/// is the membership, whatever the database says; members from 3.8 on leave it empty.
-pub fn import_snapshot(from: &Path, to: &Path, document: &[u8]) -> Result<Imported, ImportError> {
+/// As [`import_bolt`], with the snapshot that the file came with, whose index must be that of the database. The
+/// snapshot's data is in a cluster before 3.5 the membership, whatever the database says; members from 3.8 on leave
+/// it empty. A database that a store could not be opened on is refused.
+pub fn import_snapshot(
+    from: &Path,
+    to: &Path,
+    snapshot: &Snapshot,
+) -> Result<Imported, ImportError> {
+    import_file(from, to, Some(snapshot))
+}
+
+/// The index that the backend file at `path` stands at, an imported one; `None` when it cannot be read.
+///
+/// # Errors
+/// Only [`BackendError::Locked`]: the file is in use.
+pub fn imported_index(path: &Path) -> Result<Option<u64>, BackendError> {
+    match RedbBackend::open(path, CACHE_BYTES).and_then(|backend| backend.view()) {
+        Ok(view) => Ok(Standing::read(&*view).ok().map(|standing| standing.index)),
+        Err(BackendError::Locked) => Err(BackendError::Locked),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A name beside `to` that nobody else fills.
+fn unfinished(to: &Path) -> PathBuf {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    beside(to, &format!(".{}-{number}{UNFINISHED}", process::id()))
+}
+
+fn import_file(
+    from: &Path,
+    to: &Path,
+    snapshot: Option<&Snapshot>,
+) -> Result<Imported, ImportError> {
     if to.try_exists()? {
         return Err(ImportError::Exists(to.to_owned()));
     }
     let source = BoltFile::open(from)?;
-    let unfinished = beside(to, ".importing");
+    let unfinished = unfinished(to);
     remove_if_there(&unfinished)?;
-    let backend = RedbBackend::open(&unfinished, CACHE_BYTES)?;
-    let imported = import_into(&source, &backend, document);
-    drop(backend);
-    if imported.is_err() {
-        // The error that led here says more than one about the leftover, which the next import removes.
+    let filled = fill(&source, &unfinished, snapshot).and_then(|imported| {
+        fs::rename(&unfinished, to)?;
+        Ok(imported)
+    });
+    if filled.is_err() {
+        // The error that led here says more than one about the leftover.
         drop(remove_if_there(&unfinished));
-        return imported;
+        return filled;
     }
-    fs::rename(&unfinished, to)?;
     sync_parent(to)?;
-    imported
+    filled
+}
+
+fn fill<S: ReadAt>(
+    source: &BoltFile<S>,
+    path: &Path,
+    snapshot: Option<&Snapshot>,
+) -> Result<Imported, ImportError> {
+    let backend = RedbBackend::open(path, CACHE_BYTES)?;
+    let Some(snapshot) = snapshot else {
+        return import_into(source, &backend, &[]);
+    };
+    let imported = copy(source, &backend, &snapshot.data, true)?;
+    let metadata = snapshot.metadata.as_ref();
+    let expected = metadata.map_or(0, |metadata| metadata.index);
+    let found = imported.consistent_index;
+    if found != expected {
+        return Err(ImportError::IndexMismatch { expected, found });
+    }
+    let view = backend.view()?;
+    check_rows(&*view)?;
+    let standing =
+        Standing::read(&*view).map_err(|error| ImportError::Damaged(error.to_string()))?;
+    let sent = metadata.and_then(|metadata| metadata.conf_state.as_ref());
+    if let (Some(stored), Some(sent)) = (&standing.conf_state, sent)
+        && !same_members(stored, sent)
+    {
+        // raft goes by the snapshot's, and so does the store that is installed with it.
+        tracing::warn!(
+            ?stored,
+            ?sent,
+            "a received database and its snapshot differ in the configuration"
+        );
+    }
+    Ok(imported)
+}
+
+fn same_members(a: &ConfState, b: &ConfState) -> bool {
+    let sorted = |ids: &[u64]| -> BTreeSet<u64> { ids.iter().copied().collect() };
+    sorted(&a.voters) == sorted(&b.voters) && sorted(&a.learners) == sorted(&b.learners)
 }
 
 /// Copies the rows of a database file into an empty backend.
@@ -105,6 +198,16 @@ pub fn import_into<S: ReadAt>(
     source: &BoltFile<S>,
     backend: &dyn Backend,
     document: &[u8],
+) -> Result<Imported, ImportError> {
+    copy(source, backend, document, false)
+}
+
+/// `strict` refuses rows of the keys that cannot be read.
+fn copy<S: ReadAt>(
+    source: &BoltFile<S>,
+    backend: &dyn Backend,
+    document: &[u8],
+    strict: bool,
 ) -> Result<Imported, ImportError> {
     // Without these it is no database of etcd's; others came with later versions.
     for needed in [Bucket::Key, Bucket::Meta] {
@@ -115,6 +218,7 @@ pub fn import_into<S: ReadAt>(
     let document = read_document(document)?;
     let mut copy = Copy {
         backend,
+        strict,
         batch: Batch::default(),
         bytes: 0,
         imported: Imported::default(),
@@ -158,8 +262,21 @@ fn read_document(document: &[u8]) -> Result<Option<Membership>, V2StoreError> {
     v2store::parse(document).map(Some)
 }
 
+impl From<RestoreError> for ImportError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Backend(BackendError::Damaged(reason)) => ImportError::Damaged(reason),
+            RestoreError::Backend(error) => ImportError::Backend(error),
+            RestoreError::Damaged { bucket, reason } => {
+                ImportError::Damaged(format!("{}: {reason}", bucket.name()))
+            }
+        }
+    }
+}
+
 struct Copy<'a> {
     backend: &'a dyn Backend,
+    strict: bool,
     batch: Batch,
     bytes: usize,
     imported: Imported,
@@ -179,16 +296,20 @@ impl Copy<'_> {
                 Err(_) => ControlFlow::Break(()),
             }
         })?;
-        Ok(outcome?)
+        outcome
     }
 
-    fn row(&mut self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), BackendError> {
-        let copy = Bytes::copy_from_slice;
-        self.batch.put(bucket, copy(key), copy(value));
+    fn row(&mut self, bucket: Bucket, key: &[u8], value: &[u8]) -> Result<(), ImportError> {
+        let value = Bytes::copy_from_slice(value);
+        if self.strict && bucket == Bucket::Key && !row::is_readable(key, &value) {
+            let name = bucket.name();
+            return Err(ImportError::Damaged(format!("{name}/{key:02x?}")));
+        }
         self.bytes += key.len() + value.len();
+        self.batch.put(bucket, Bytes::copy_from_slice(key), value);
         self.imported.rows += 1;
         if self.bytes >= COMMIT_BYTES || self.batch.len() >= COMMIT_ROWS {
-            return self.commit();
+            self.commit()?;
         }
         Ok(())
     }

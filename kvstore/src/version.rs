@@ -141,11 +141,28 @@ pub fn storage_version(cluster_version: Option<Version>) -> Option<Version> {
         .filter(|version| *version >= STORAGE_VERSION_SINCE)
 }
 
+/// The cluster is at a version that this member does not have; it must not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "invalid downgrade; server version is lower than determined cluster version \
+     (current-server-version: {own}, determined-cluster-version: {}.{})",
+    cluster.major, cluster.minor
+)]
+pub struct Downgraded {
+    /// The member's version.
+    pub own: Version,
+    /// The cluster's.
+    pub cluster: Version,
+}
+
 /// Whether a member of version `own` may run in a cluster at `cluster_version`.
 ///
 /// etcd: server/etcdserver/version/downgrade.go, `MustDetectDowngrade`.
-pub fn may_run(own: Version, cluster_version: Option<Version>) -> bool {
-    cluster_version.is_none_or(|version| own.to_minor() >= version)
+pub fn detect_downgrade(own: Version, cluster_version: Option<Version>) -> Result<(), Downgraded> {
+    match cluster_version {
+        Some(cluster) if own.to_minor() < cluster => Err(Downgraded { own, cluster }),
+        _ => Ok(()),
+    }
 }
 
 /// The lowest version, or `None` if one is not known or there is nobody.
@@ -264,9 +281,14 @@ mod tests {
 
     #[test]
     fn a_member_older_than_the_cluster_may_not_run() {
-        assert!(may_run(v("3.6.2"), None));
-        assert!(may_run(v("3.6.2"), Some(v("3.6.0"))));
-        assert!(may_run(v("3.6.0"), Some(v("3.5.0"))));
-        assert!(!may_run(v("3.6.9"), Some(v("3.7.0"))));
+        let detect = |own: &str, cluster: Option<&str>| detect_downgrade(v(own), cluster.map(v));
+        assert_eq!(detect("3.6.2", None), Ok(()));
+        assert_eq!(detect("3.6.2", Some("3.6.0")), Ok(()));
+        assert_eq!(detect("3.6.0", Some("3.5.0")), Ok(()));
+        assert_eq!(
+            detect("3.6.9", Some("3.7.0")).unwrap_err().to_string(),
+            "invalid downgrade; server version is lower than determined cluster version \
+             (current-server-version: 3.6.9, determined-cluster-version: 3.7)"
+        );
     }
 }

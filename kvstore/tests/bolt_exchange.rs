@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use kvstore::{
     ImportError, Imported, Store, StoreConfig,
     backend::{Backend, Batch, Bucket, View, memory::MemoryBackend, redb::RedbBackend},
@@ -25,7 +26,10 @@ use kvstore::{
     version::Version,
 };
 use proptest::prelude::*;
-use transport_core::{MemberId, raftpb::SnapshotMetadata};
+use transport_core::{
+    MemberId,
+    raftpb::{Snapshot, SnapshotMetadata},
+};
 
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -279,17 +283,24 @@ fn a_destination_that_is_taken_is_left_alone() {
     assert!(matches!(error, ImportError::Source(BoltError::Io(_))));
 }
 
+/// Each fills a file of its own, so that neither takes the other's for what it made.
 #[test]
-fn an_import_that_was_interrupted_is_begun_anew() {
+fn imports_to_one_place_do_not_mix() {
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("to");
-    // What a stop in between leaves: a backend with some rows.
-    let unfinished = RedbBackend::open(&dir.path().join("to.importing"), 1 << 20).unwrap();
-    let mut batch = Batch::default();
-    batch.put(Bucket::Key, "a row of another snapshot", "");
-    unfinished.commit(&batch).unwrap();
-    drop(unfinished);
-    import_bolt(&fixture("go34.db"), &to).unwrap();
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let imports: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| import_bolt(&fixture("go34.db"), &to)))
+            .collect();
+        imports
+            .into_iter()
+            .map(|import| import.join().unwrap())
+            .collect()
+    });
+    assert!(outcomes.iter().any(Result::is_ok));
+    for outcome in outcomes {
+        assert!(matches!(outcome, Ok(_) | Err(ImportError::Exists(_))));
+    }
     let backend = RedbBackend::open(&to, 1 << 20).unwrap();
     let view = backend.view().unwrap();
     let theirs = BoltFile::open(&fixture("go34.db")).unwrap();
@@ -328,7 +339,7 @@ fn before_3_5_the_document_is_the_membership() {
     let dir = tempfile::tempdir().unwrap();
     let load = |name: &str, document: &[u8], to: &str| {
         let to = dir.path().join(to);
-        import_snapshot(&fixture(name), &to, document).unwrap();
+        import_snapshot(&fixture(name), &to, &with(name, document)).unwrap();
         Membership::load(&*RedbBackend::open(&to, 1 << 20).unwrap().view().unwrap()).unwrap()
     };
     // The members n0 and n2 alone, and another version.
@@ -349,7 +360,21 @@ fn before_3_5_the_document_is_the_membership() {
     let newer = load("go36-snapshot.db", &fewer, "newer");
     assert!(newer.member(MemberId(0x0628_170c_800d_bcee)).is_some());
     assert_eq!(newer, load("go36-snapshot.db", &[], "newer alone"));
-    assert!(import_snapshot(&fixture("go34.db"), &dir.path().join("bad"), b"{").is_err());
+    let bad = with("go34.db", b"{");
+    assert!(import_snapshot(&fixture("go34.db"), &dir.path().join("bad"), &bad).is_err());
+}
+
+/// A snapshot that a fixture may have come with.
+fn with(name: &str, document: &[u8]) -> Snapshot {
+    let dir = tempfile::tempdir().unwrap();
+    let imported = import_bolt(&fixture(name), &dir.path().join("db")).unwrap();
+    Snapshot {
+        data: Bytes::copy_from_slice(document),
+        metadata: Some(SnapshotMetadata {
+            index: imported.consistent_index,
+            ..Default::default()
+        }),
+    }
 }
 
 fn any_rows() -> impl Strategy<Value = Vec<Rows>> {

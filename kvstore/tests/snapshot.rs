@@ -162,7 +162,7 @@ fn an_image_installed_elsewhere_is_the_same_store() {
     receiver = old.store;
     let reader = receiver.reader();
     let imported = dir.path().join("incoming.redb");
-    import_snapshot(&file, &imported, &image.snapshot().data).unwrap();
+    import_snapshot(&file, &imported, image.snapshot()).unwrap();
 
     let wrong = SnapshotMetadata {
         index: 5,

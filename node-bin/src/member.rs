@@ -15,6 +15,7 @@ pub mod join;
 pub mod limits;
 pub mod outbound;
 pub mod publish;
+pub mod received;
 pub mod reconfig;
 pub mod replica;
 pub mod request_id;

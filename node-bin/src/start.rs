@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use kvstore::{Store, StoreConfig, quota::Quota};
+use kvstore::{
+    Store, StoreConfig,
+    quota::Quota,
+    version::{Downgraded, detect_downgrade},
+};
 use raft_node::{Node, NodeConfig, StorageOptions, disk::RealDisk};
 use tokio::{
     net::TcpListener,
@@ -43,12 +47,14 @@ use crate::{
         inbound::{Inbound, PeerTransport},
         limits,
         outbound::Outbound,
-        replica::{Answer, DUTIES_MAX, Replica},
+        received::Received,
+        replica::{DUTIES_MAX, Replica},
         serving::Member,
         tasks::{self, Ended},
         transferee,
     },
     metrics::{Metrics, ServerMetrics},
+    version,
 };
 
 /// How long a member that stops tries to hand leadership over.
@@ -68,6 +74,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] kvstore::OpenError),
+    /// The cluster has left this member's version behind.
+    #[error(transparent)]
+    Version(#[from] Downgraded),
     /// The transport.
     #[error(transparent)]
     Transport(#[from] transport_http::StartError),
@@ -137,9 +146,20 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let mut store = open_store(&config, id, recorder.clone(), ended.clone())?;
     store.begin_replay(storage.snapshot())?;
     let reader = store.reader();
+    let own_version = version::to_store(config.server_version);
+    detect_downgrade(own_version, reader.cluster_version())?;
+    let received = Arc::new(Received::new(config.snap_dir()));
+    let recorded = storage.snapshot().and_then(|s| s.metadata.as_ref());
+    let recorded = recorded.map(|metadata| metadata.index);
+    received.tidy(recorded.filter(|index| *index > store.applied().0));
 
     let node = Arc::new(OnceLock::new());
-    let transport = start_transport(&config, id, cluster_id, &recorder, &reader, node.clone())?;
+    let inbound = Inbound {
+        reader: reader.clone(),
+        received: received.clone(),
+        node: node.clone(),
+    };
+    let transport = start_transport(&config, id, cluster_id, &recorder, inbound)?;
     for (remote, urls) in &remotes {
         transport.add_remote(*remote, urls)?;
     }
@@ -149,8 +169,9 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
         store,
         id,
         transport.clone(),
-        &config.snap_dir(),
+        received,
         followups,
+        own_version,
         config.warning_apply_duration,
     );
     let outbound = Outbound {
@@ -222,8 +243,7 @@ fn start_transport(
     id: MemberId,
     cluster_id: transport_core::ClusterId,
     recorder: &crate::metrics::SharedRecorder,
-    reader: &kvstore::Reader,
-    node: Arc<OnceLock<Node<Answer>>>,
+    inbound: Inbound,
 ) -> Result<PeerTransport, StartError> {
     let mut settings = TransportConfig::new(id, cluster_id, recorder.clone());
     settings.advertise_urls = crate::config::url::strings(&config.advertise_peer_urls);
@@ -231,11 +251,6 @@ fn start_transport(
     settings.dial_timeout = config.peer_dial_timeout();
     settings.read_timeout = config.raft_read_timeout;
     settings.write_timeout = config.raft_write_timeout;
-    let inbound = Inbound {
-        reader: reader.clone(),
-        snap_dir: config.snap_dir(),
-        node,
-    };
     let sink = SnapDir::new(config.snap_dir(), recorder);
     Ok(Transport::start(
         settings,

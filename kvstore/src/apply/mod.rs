@@ -31,7 +31,7 @@ use crate::{
         Event,
         compact::Job,
         keyspace::{Keyspace, NEVER_COMPACTED},
-        restore::{RestoreError, restore},
+        restore::{RestoreError, check_compactions, restore},
         write::Writer,
     },
     quota::Quota,
@@ -162,6 +162,15 @@ impl Machine {
         entry.duty = Some(Duty::ClusterVersion { previous, current });
         Ok(())
     }
+}
+
+/// Whether [`Machine::load`] will take what `view` holds, the rows of the keys aside.
+pub(crate) fn check_rows(view: &dyn View) -> Result<(), RestoreError> {
+    Leases::load(view, 0)?;
+    AuthStore::load(view)?;
+    Membership::load(view)?;
+    Alarms::load(view)?;
+    check_compactions(view)
 }
 
 /// Key of the row that tells etcd's tools which schema a database has.

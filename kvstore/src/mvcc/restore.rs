@@ -75,6 +75,13 @@ pub(crate) fn restore(view: &dyn View, leases: &mut Leases) -> Result<Restored, 
     })
 }
 
+/// Whether the rows that tell of compactions can be read.
+pub(crate) fn check_compactions(view: &dyn View) -> Result<(), RestoreError> {
+    compact_revision(view, SCHEDULED_COMPACT)?;
+    compact_revision(view, FINISHED_COMPACT)?;
+    Ok(())
+}
+
 fn attach(leases: &mut Leases, key: &[u8], lease: i64) {
     let old = leases.lease_of(key);
     if old == lease {

@@ -86,6 +86,13 @@ pub(crate) fn decode(value: Bytes) -> Result<KeyValue, prost::DecodeError> {
     KeyValue::decode(value)
 }
 
+/// Whether a row holds what every reader of it relies on.
+pub(crate) fn is_readable(key: &[u8], value: &Bytes) -> bool {
+    RowKey::parse(key).is_some()
+        && RowHead::parse(value).is_some()
+        && KeyValue::decode(value.clone()).is_ok()
+}
+
 /// Bytes of the encoded form of `kv`, as etcd counts the size of what was put.
 pub(crate) fn put_bytes(key: &[u8], value: &[u8]) -> usize {
     let field = |bytes: &[u8]| 1 + encoded_len_varint(bytes.len() as u64) + bytes.len();

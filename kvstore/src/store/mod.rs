@@ -21,11 +21,9 @@ use std::{
 use bytes::Bytes;
 use transport_core::raftpb::{ConfChange, ConfState, Snapshot, SnapshotMetadata};
 
+use self::engine::{Engine, durable_at, reset_durable};
+pub(crate) use self::image::Standing;
 pub use self::{config::StoreConfig, image::Image};
-use self::{
-    engine::{Engine, durable_at, reset_durable},
-    image::Standing,
-};
 use crate::{
     apply::{Machine, MachineOptions},
     backend::{Backend, BackendError, Batch, redb::RedbBackend},

@@ -4,10 +4,7 @@
 //! rename. Depends on the node's handle. Invariant: a message raft drops by its rules is answered like one
 //! it takes, as Go's node does.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use kvstore::Reader;
 use raft_node::{Node, StepError};
@@ -17,7 +14,7 @@ use transport_core::{
 };
 use transport_http::{ProcessError, Raft, SnapshotStatus, Transport};
 
-use super::replica::{Answer, import};
+use super::{received::Received, replica::Answer};
 
 /// The transport of this member.
 pub type PeerTransport = Transport<Inbound>;
@@ -26,8 +23,8 @@ pub type PeerTransport = Transport<Inbound>;
 pub struct Inbound {
     /// Tells removed members.
     pub reader: Reader,
-    /// Where received databases lie.
-    pub snap_dir: PathBuf,
+    /// The databases received.
+    pub received: Arc<Received>,
     /// Set once the node runs; until then every message is refused.
     pub node: Arc<OnceLock<Node<Answer>>>,
 }
@@ -38,7 +35,8 @@ impl Raft for Inbound {
             return Err(ProcessError::Stopped);
         };
         if message.kind() == Some(MessageType::Snapshot) {
-            self.import_database(&message).await?;
+            self.import_database(&message, node.status().applied)
+                .await?;
         }
         node.step(message).await.map_err(|error| match error {
             StepError::Removed(id) => ProcessError::Removed(id),
@@ -66,10 +64,16 @@ impl Raft for Inbound {
 }
 
 impl Inbound {
-    async fn import_database(&self, message: &Message) -> Result<(), ProcessError> {
+    async fn import_database(&self, message: &Message, applied: u64) -> Result<(), ProcessError> {
         let snapshot = message.snapshot.clone().unwrap_or_default();
-        let dir = self.snap_dir.clone();
-        let imported = tokio::task::spawn_blocking(move || import(&dir, &snapshot)).await;
+        let index = snapshot.metadata.as_ref().map_or(0, |m| m.index);
+        if index <= applied {
+            // raft has no use for it, and answers the leader where this member stands.
+            return Ok(());
+        }
+        let received = self.received.clone();
+        let imported =
+            tokio::task::spawn_blocking(move || received.import(&snapshot, applied)).await;
         match imported {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(ProcessError::Dropped(error.to_string())),

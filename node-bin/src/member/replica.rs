@@ -5,14 +5,15 @@
 //! is its only caller, and an entry it cannot apply ends the process rather than being skipped.
 
 use std::{
-    path::{Path, PathBuf},
+    fmt::Display,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
 use kvstore::{
-    ApplyError, Duty, FatalError, Image, Response, Store,
+    ApplyError, Duty, Image, Response, Store,
     membership::{MembershipError, MembershipEvent},
+    version::{Version, detect_downgrade},
 };
 use raft_node::{ConfChangeVerdict, SnapshotError, StateMachine};
 use tokio::sync::mpsc;
@@ -20,11 +21,11 @@ use transport_core::{
     MemberId,
     raftpb::{ConfChange, ConfState, Entry, Snapshot},
 };
-use transport_http::SnapDir;
 
-use super::inbound::PeerTransport;
+use super::{inbound::PeerTransport, received::Received};
 
-/// Duties that wait to be seen to; one that finds no room is repeated by the entry that brings it up next.
+/// Duties that wait to be seen to. One that finds no room is repeated by the entry that brings it up next; the
+/// removal of this member has a place of its own.
 pub const DUTIES_MAX: usize = 1024;
 
 /// What a proposer gets back.
@@ -55,27 +56,33 @@ pub struct Replica {
     store: Store,
     local: MemberId,
     transport: PeerTransport,
-    snap_dir: PathBuf,
+    received: Arc<Received>,
     followups: mpsc::Sender<Followup>,
+    /// Room for the one duty that nothing brings up again.
+    removal: Option<mpsc::OwnedPermit<Followup>>,
+    version: Version,
     warn_after: Duration,
 }
 
 impl Replica {
-    /// Wraps an open store. `followups` should be drained; its bound is [`DUTIES_MAX`].
+    /// Wraps an open store. `followups` should be drained; its bound is [`DUTIES_MAX`]. `version` is this member's.
     pub fn new(
         store: Store,
         local: MemberId,
         transport: PeerTransport,
-        snap_dir: &Path,
+        received: Arc<Received>,
         followups: mpsc::Sender<Followup>,
+        version: Version,
         warn_after: Duration,
     ) -> Replica {
         let replica = Replica {
             store,
             local,
             transport,
-            snap_dir: snap_dir.into(),
+            received,
+            removal: followups.clone().try_reserve_owned().ok(),
             followups,
+            version,
             warn_after,
         };
         replica.connect_members();
@@ -104,7 +111,14 @@ impl Replica {
         }
     }
 
-    fn membership_changed(&self, event: &MembershipEvent) {
+    fn removed(&mut self) {
+        // Once is enough: the member ends.
+        if let Some(permit) = self.removal.take() {
+            permit.send(Followup::SelfRemoved);
+        }
+    }
+
+    fn membership_changed(&mut self, event: &MembershipEvent) {
         match event {
             MembershipEvent::Added { id, urls, learner } => {
                 tracing::info!(
@@ -128,7 +142,7 @@ impl Replica {
             MembershipEvent::Removed { id } => {
                 tracing::info!(local_member_id = %self.local, removed_remote_peer_id = %id, "removed member");
                 if *id == self.local {
-                    self.follow_up(Followup::SelfRemoved);
+                    self.removed();
                 } else {
                     self.transport.remove_peer(*id);
                 }
@@ -137,35 +151,8 @@ impl Replica {
     }
 }
 
-/// Where the database of the snapshot at `index` lies once it is imported into our own format.
-pub fn imported_path(snap_dir: &Path, index: u64) -> PathBuf {
-    snap_dir.join(format!("{index:016x}.store"))
-}
-
-/// Imports the database received with `snapshot` into our own format, next to it. Blocking, and as long as
-/// the database is big.
-pub fn import(snap_dir: &Path, snapshot: &Snapshot) -> Result<PathBuf, SnapshotError> {
-    let index = snapshot
-        .metadata
-        .as_ref()
-        .map_or(0, |metadata| metadata.index);
-    let received = snap_dir.join(SnapDir::file_name(index));
-    let failed =
-        |error: String| SnapshotError::new(format!("importing {}", received.display()), error);
-    let imported = imported_path(snap_dir, index);
-    let found = kvstore::import::import_snapshot(&received, &imported, &snapshot.data)
-        .map_err(|error| failed(error.to_string()))?;
-    if found.consistent_index != index {
-        return Err(failed(format!(
-            "the database is at index {}, its snapshot at {index}",
-            found.consistent_index
-        )));
-    }
-    Ok(imported)
-}
-
 /// Ends the apply thread, and with it the process: what was committed cannot be applied here.
-fn cannot_go_on(error: FatalError) -> ! {
+fn cannot_go_on(error: impl Display) -> ! {
     // The node catches this at the thread's end and reports it as the reason why the member stops.
     panic!("{error}")
 }
@@ -193,6 +180,11 @@ impl StateMachine for Replica {
             Err(error) => cannot_go_on(error),
         };
         if let Some(duty) = applied.duty {
+            if let Duty::ClusterVersion { current, .. } = duty
+                && let Err(error) = detect_downgrade(self.version, Some(current))
+            {
+                cannot_go_on(error);
+            }
             self.follow_up(Followup::Duty(duty));
         }
         if started.elapsed() > self.warn_after {
@@ -208,6 +200,8 @@ impl StateMachine for Replica {
         let verdict = self.store.conf_change(entry.index, change);
         match &verdict {
             Ok(event) => self.membership_changed(event),
+            // Nobody knows what the other members made of it, and Go's stop.
+            Err(error @ MembershipError::Malformed(_)) => cannot_go_on(error),
             Err(error) => {
                 tracing::warn!(%error, index = entry.index, "a configuration change is refused")
             }
@@ -246,18 +240,18 @@ impl StateMachine for Replica {
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
         let metadata = snapshot.metadata.clone().unwrap_or_default();
-        let mut imported = imported_path(&self.snap_dir, metadata.index);
-        if !imported.is_file() {
-            // A stop between the message and this; what was received is still there.
-            imported = import(&self.snap_dir, snapshot)?;
-        }
-        self.store.install(&imported, &metadata).map_err(|error| {
-            SnapshotError::new(format!("installing {}", imported.display()), error)
-        })?;
+        let imported = self.received.to_install(snapshot, self.store.applied().0)?;
+        let action = format!("installing {}", imported.display());
+        let failed = |error: &dyn Display| SnapshotError::new(action.clone(), error);
+        self.store
+            .install(&imported, &metadata)
+            .map_err(|error| failed(&error))?;
+        self.received.release(metadata.index);
+        detect_downgrade(self.version, self.store.reader().cluster_version())
+            .map_err(|error| failed(&error))?;
         self.connect_members();
-        let members = self.store.reader();
-        if members.is_removed(self.local) {
-            self.follow_up(Followup::SelfRemoved);
+        if self.store.reader().is_removed(self.local) {
+            self.removed();
         }
         tracing::info!(
             snapshot_index = metadata.index,

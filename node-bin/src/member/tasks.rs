@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use kvstore::{
     Duty,
     pb::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
-    version::{Version, decide_cluster_version, may_run},
+    version::{Version, decide_cluster_version},
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -205,12 +205,6 @@ pub async fn follow_up(
                     from = previous.map(|version| version.to_string()).unwrap_or_default(), to = %current,
                     cluster_id = %member.responder.cluster_id, "updated cluster version"
                 );
-                let own = version::to_store(member.config.server_version);
-                if !may_run(own, Some(current)) {
-                    return Some(Ended::Fatal(format!(
-                        "this member of version {own} cannot run in a cluster of version {current}"
-                    )));
-                }
             }
             // Who waits for a compaction looks at the store; leadership is followed where it matters.
             Followup::Duty(Duty::Compacted(_)) | Followup::Leadership { .. } => {}

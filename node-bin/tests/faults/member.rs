@@ -18,10 +18,12 @@ use kvstore::{
     Image, Reader, Store, StoreConfig,
     backend::redb::RedbBackend,
     membership::{Member as Described, json},
+    version::Version,
 };
 use node_bin::member::{
     inbound::{Inbound, PeerTransport},
     outbound::Outbound,
+    received::Received,
     replica::{Answer, DUTIES_MAX, Replica},
 };
 use parking_lot::Mutex;
@@ -148,9 +150,10 @@ impl Member {
         let (reader, durable, opened_at) = (store.reader(), store.durable(), store.applied().0);
 
         let node = Arc::new(OnceLock::new());
+        let received = Arc::new(Received::new(SNAP_DIR));
         let inbound = Inbound {
             reader: reader.clone(),
-            snap_dir: SNAP_DIR.into(),
+            received: received.clone(),
             node: node.clone(),
         };
         let config = TransportConfig::new(ID, CLUSTER, recorder.clone());
@@ -162,8 +165,9 @@ impl Member {
             store,
             ID,
             transport.clone(),
-            Path::new(SNAP_DIR),
+            received,
             followups,
+            Version::new(3, 6, 0),
             slow,
         );
         let tasks = TaskTracker::new();
