@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub inbox_bytes_max: usize,
     /// Bytes of local proposals that wait to be handed to raft; more are refused.
     pub proposal_bytes_max: usize,
+    /// Local proposals that wait for their result, whatever their size; more are refused.
+    pub proposals_max: usize,
     /// Bytes of committed entries the state machine has not applied; above it received appends are dropped.
     pub apply_backlog_bytes_max: usize,
     /// Bytes of received entries not yet durable; above it received appends are dropped.
@@ -86,6 +88,7 @@ impl NodeConfig {
             uncommitted_bytes_max: 256 * MIB as u64,
             inbox_bytes_max: 64 * MIB,
             proposal_bytes_max: 256 * MIB,
+            proposals_max: 100_000,
             apply_backlog_bytes_max: 128 * MIB,
             wal_backlog_bytes_max: 128 * MIB,
             reads_max: 100_000,

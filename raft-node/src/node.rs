@@ -80,6 +80,7 @@ impl<R: Send + 'static> Node<R> {
         let limits = Limits {
             commit_gap_max: config.commit_gap_max,
             proposal_bytes_max: config.proposal_bytes_max,
+            proposals_max: config.proposals_max,
             reads_max: config.reads_max,
         };
         let shared = Shared::new(config.id, metrics.clone(), inbox, limits);
@@ -136,6 +137,10 @@ impl<R: Send + 'static> Node<R> {
         let shared = &self.inner.shared;
         let result = async {
             shared.admits_proposals()?;
+            let _seat = shared
+                .proposals
+                .take(1)
+                .ok_or(ProposeError::TooManyRequests)?;
             // An empty entry takes room as well.
             proposal.room = shared.proposal_bytes.take(proposal.data.len() + 1);
             if proposal.room.is_none() {
@@ -220,6 +225,12 @@ impl<R: Send + 'static> Node<R> {
         self.event(Event::SnapshotReport { to: id, ok });
     }
 
+    /// Has a snapshot taken that contains everything up to `index`, as soon as the state machine has that
+    /// durable, however few entries came since the last one.
+    pub fn force_snapshot(&self, index: u64) {
+        self.event(Event::ForceSnapshot { index });
+    }
+
     /// Brings the first election nearer by that many ticks, never beyond one tick before the shortest
     /// timeout. For a starting member that has met its peers: etcd advances by all but two ticks.
     pub fn advance_election(&self, ticks: usize) {
@@ -296,6 +307,7 @@ impl<R> fmt::Debug for Node<R> {
 pub(crate) struct Limits {
     pub commit_gap_max: u64,
     pub proposal_bytes_max: usize,
+    pub proposals_max: usize,
     pub reads_max: usize,
 }
 
@@ -326,5 +338,35 @@ impl<R> Shared<R> {
             return Err(ProposeError::TooManyRequests);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proposals_are_refused_when_too_much_is_committed_and_not_applied() {
+        let limits = Limits {
+            commit_gap_max: 5_000,
+            proposal_bytes_max: 1,
+            proposals_max: 1,
+            reads_max: 1,
+        };
+        let metrics = Arc::new(Metrics::register(&metrics::NoopRecorder));
+        let shared: Shared<()> = Shared::new(MemberId(1), metrics, Inbox::new(1), limits);
+        let numbers = &shared.numbers;
+        numbers.applied.store(70, Ordering::Relaxed);
+        let refused = Err(ProposeError::TooManyRequests);
+        for (committed, backlogged, verdict) in [
+            (70, false, Ok(())),
+            (5_070, false, Ok(())),
+            (5_071, false, refused.clone()),
+            (70, true, refused),
+        ] {
+            numbers.committed.store(committed, Ordering::Relaxed);
+            numbers.backlogged.store(backlogged, Ordering::Relaxed);
+            assert_eq!(shared.admits_proposals(), verdict, "{committed}");
+        }
     }
 }

@@ -17,6 +17,10 @@ use transport_core::raftpb::EntryType;
 
 use crate::{ProposeError, room::Room};
 
+/// Forwarded proposals that are remembered; of more the oldest time out instead of hearing early that they are lost.
+/// As many as may wait by default.
+const FORWARDED_MAX: usize = 100_000;
+
 /// Bytes of entries stepped as one message.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
@@ -204,6 +208,8 @@ impl Forwarded {
     /// Proposals that went out at `now` to the leader of `term`.
     pub fn add(&mut self, now: Duration, term: u64, ids: impl IntoIterator<Item = u64>) {
         self.queue.extend(ids.into_iter().map(|id| (now, term, id)));
+        let over = self.queue.len().saturating_sub(FORWARDED_MAX);
+        self.queue.drain(..over);
     }
 
     /// An entry of `term` is applied: the ids of those that went to leaders before.
@@ -272,6 +278,16 @@ mod tests {
         forwarded.forget(Duration::from_secs(2));
         assert_eq!(forwarded.outlived(6), [3]);
         assert_eq!(forwarded.outlived(7), [4]);
+    }
+
+    #[test]
+    fn only_so_many_forwarded_proposals_are_remembered() {
+        let mut forwarded = Forwarded::default();
+        for id in 0..=FORWARDED_MAX as u64 {
+            forwarded.add(Duration::ZERO, 4, [id]);
+        }
+        let lost = forwarded.outlived(5);
+        assert_eq!((lost.len(), lost[0]), (FORWARDED_MAX, 1));
     }
 
     #[test]

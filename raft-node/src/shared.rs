@@ -83,6 +83,7 @@ pub(crate) struct Shared<R> {
     pub limits: Limits,
     pub numbers: Numbers,
     pub proposal_bytes: Budget,
+    pub proposals: Budget,
     pub reads: Budget,
     pub leadership: watch::Sender<Leadership>,
     pub progress: Mutex<Vec<(MemberId, u64)>>,
@@ -120,6 +121,7 @@ impl<R> Shared<R> {
             limits,
             numbers: Numbers::default(),
             proposal_bytes: Budget::new(limits.proposal_bytes_max),
+            proposals: Budget::new(limits.proposals_max),
             reads: Budget::new(limits.reads_max),
             leadership: watch::Sender::new(Leadership::default()),
             progress: Mutex::default(),
@@ -228,6 +230,7 @@ mod tests {
         let limits = Limits {
             commit_gap_max: 1,
             proposal_bytes_max: 1,
+            proposals_max: 1,
             reads_max: 100,
         };
         Shared::new(MemberId(1), metrics, Inbox::new(1), limits)

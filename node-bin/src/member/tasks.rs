@@ -201,6 +201,11 @@ pub async fn follow_up(
             }
             Followup::Duty(Duty::RaiseNoSpace) => raise_no_space(&member).await,
             Followup::Duty(Duty::ClusterVersion { previous, current }) => {
+                if previous.is_some_and(|previous| current < previous) {
+                    // A member of the older version must not have to read entries of the newer one.
+                    tracing::info!("cluster version downgrade detected, forcing snapshot");
+                    member.node.force_snapshot(member.node.status().applied);
+                }
                 tracing::info!(
                     from = previous.map(|version| version.to_string()).unwrap_or_default(), to = %current,
                     cluster_id = %member.responder.cluster_id, "updated cluster version"

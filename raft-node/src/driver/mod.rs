@@ -72,6 +72,8 @@ pub(crate) enum Event {
         to: MemberId,
         reply: oneshot::Sender<Result<(), TransferError>>,
     },
+    /// A snapshot of everything up to `index` is wanted.
+    ForceSnapshot { index: u64 },
     /// The first election may come earlier by that many ticks.
     AdvanceElection { ticks: usize },
 }
@@ -195,6 +197,7 @@ impl Driver {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.transfer(to));
             }
+            Event::ForceSnapshot { index } => self.snapshots.force(index),
             Event::AdvanceElection { ticks } => self.election.advance(&mut self.raw.raft, ticks),
         }
         self.election.settle(&mut self.raw.raft);

@@ -30,6 +30,8 @@ const LOG_BYTES_MAX: usize = 512 << 20;
 pub(crate) struct Snapshots {
     /// Index of the last one on disk.
     last: u64,
+    /// Somebody wants one that contains this index.
+    wanted: u64,
     /// Whether one is being taken.
     taking: bool,
     /// Applied since the last one.
@@ -49,6 +51,7 @@ impl Snapshots {
     pub fn new(log: &Log) -> Self {
         Snapshots {
             last: log.first() - 1,
+            wanted: 0,
             taking: false,
             bytes: log.bytes() as u64,
             sending: HashMap::new(),
@@ -59,6 +62,11 @@ impl Snapshots {
     /// Index of the last snapshot on disk.
     pub fn last(&self) -> u64 {
         self.last
+    }
+
+    /// A snapshot of everything up to `index` is due; it is asked for until there is one.
+    pub fn force(&mut self, index: u64) {
+        self.wanted = self.wanted.max(index);
     }
 
     pub fn applied(&mut self, bytes: usize) {
@@ -88,6 +96,7 @@ impl Driver {
         let applied = self.raw.raft.raft_log.applied;
         let entries = applied.saturating_sub(self.snapshots.last);
         let due = entries > self.config.snapshot_count
+            || self.snapshots.wanted > self.snapshots.last
             || (entries > 0 && self.snapshots.bytes > self.config.snapshot_bytes);
         if due && !self.snapshots.taking && self.installing.is_empty() {
             self.snapshots.taking = true;

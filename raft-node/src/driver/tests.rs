@@ -337,6 +337,39 @@ fn the_first_election_can_be_brought_nearer_but_not_forced() {
 }
 
 #[test]
+fn a_snapshot_that_is_wanted_is_asked_for_until_it_is_there() {
+    let mut bench = Bench::new(1);
+    bench.tick();
+    for id in 0..5 {
+        bench.propose(id);
+    }
+    bench.persist();
+    bench.apply();
+    bench.tick();
+    assert!(bench.tasks.is_empty(), "none is due");
+    let snapshot = |bench: &Bench, index| Snapshot {
+        data: Bytes::new(),
+        metadata: Some(SnapshotMetadata {
+            conf_state: Some(bench.driver.configuration.clone()),
+            index,
+            term: 2,
+        }),
+    };
+    bench.event(Event::ForceSnapshot { index: 5 });
+    // At first only an older state is durable.
+    for index in [3, 6] {
+        bench.tick();
+        assert!(matches!(bench.tasks.pop(), Some(ApplyTask::TakeSnapshot)));
+        let taken = Some(Box::new(snapshot(&bench, index)));
+        bench.event(Event::SnapshotTaken(taken));
+        bench.event(Event::SnapshotSaved { index });
+    }
+    bench.tick();
+    assert!(bench.tasks.is_empty());
+    assert_eq!(bench.driver.numbers().snapshot_index, 6);
+}
+
+#[test]
 fn log_and_snapshot_stay_behind_what_is_durable() {
     let mut bench = Bench::with(1, |config| {
         config.snapshot_count = 10;
