@@ -71,6 +71,9 @@ pub enum StartError {
     /// Who the member is, or its log.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// What is to be changed in the log.
+    #[error(transparent)]
+    Storage(#[from] raft_node::StorageError),
     /// The store.
     #[error(transparent)]
     Store(#[from] kvstore::OpenError),
@@ -136,7 +139,8 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let asking = PeerClient::new(Client::plain(config.peer_dial_timeout()), None);
     let Boot {
         metadata,
-        storage,
+        mut storage,
+        restarted,
         remotes,
     } = boot::boot(&config, &options, &asking).await?;
     let (id, cluster_id) = (metadata.node_id, metadata.cluster_id);
@@ -148,6 +152,10 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let reader = store.reader();
     let own_version = version::to_store(config.server_version);
     detect_downgrade(own_version, reader.cluster_version())?;
+    if config.force_new_cluster && restarted {
+        let (applied, known) = (store.applied().0, reader.member(id));
+        boot::force_new_cluster(&config, &mut storage, applied, known.as_ref())?;
+    }
     let received = Arc::new(Received::new(config.snap_dir()));
     let recorded = storage.snapshot().and_then(|s| s.metadata.as_ref());
     let recorded = recorded.map(|metadata| metadata.index);

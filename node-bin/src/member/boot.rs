@@ -17,6 +17,7 @@ use crate::{
     config::{
         ClusterState, Config,
         cluster::{ClusterError, InitialCluster, InitialMember, SystemResolver},
+        url,
     },
     version,
 };
@@ -27,6 +28,8 @@ pub struct Boot {
     pub metadata: Metadata,
     /// Its log.
     pub storage: Storage,
+    /// Whether the log was there already.
+    pub restarted: bool,
     /// Members that are known before the log tells them, for one that joins.
     pub remotes: Vec<(MemberId, Vec<String>)>,
 }
@@ -98,6 +101,7 @@ pub async fn boot(
             return Ok(Boot {
                 metadata,
                 storage,
+                restarted: true,
                 remotes: Vec::new(),
             });
         }
@@ -161,8 +165,36 @@ async fn begin(
     Ok(Boot {
         metadata,
         storage,
+        restarted: false,
         remotes,
     })
+}
+
+/// Makes this member the only one of its cluster, as `--force-new-cluster` asks for. `known` is what the store says of
+/// it, which stands at `applied`.
+pub fn force_new_cluster(
+    config: &Config,
+    storage: &mut Storage,
+    applied: u64,
+    known: Option<&Member>,
+) -> Result<(), StorageError> {
+    let id = storage.metadata().node_id;
+    let context = if known.is_some_and(|member| member.is_learner) {
+        json::promotion(id)
+    } else {
+        json::member(&Member {
+            id,
+            name: config.name.clone(),
+            peer_urls: url::strings(&config.advertise_peer_urls),
+            ..Member::default()
+        })
+    };
+    storage.force_new_cluster(applied, &context.into())?;
+    tracing::warn!(
+        local_member_id = %id, cluster_id = %storage.metadata().cluster_id, commit_index = storage.last_index(),
+        "forcing restart member"
+    );
+    Ok(())
 }
 
 /// The members of a cluster that is being founded, once nobody knows better.
