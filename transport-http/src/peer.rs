@@ -128,6 +128,8 @@ impl Peer {
                 inbox: Arc::clone(&inbox),
                 paused: Arc::clone(&self.paused),
                 refused: LogGate::default(),
+                opened: LogGate::default(),
+                closed: LogGate::default(),
             };
             env.spawn(reader.run(self.cancel.clone()));
         }

@@ -9,7 +9,7 @@ use std::{
     convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     body::PeerBody,
     handshake::{HandshakeCause, HandshakeError},
+    log_gate::LogGate,
     net::{Accepted, Acceptor, BoxIo, WriteDeadline},
     raft::Raft,
     transport::Transport,
@@ -47,6 +48,7 @@ pub async fn serve_peers<A, R, F, Fut>(
 {
     let user_timeout = transport.config().read_timeout;
     let connections = TaskTracker::new();
+    let refused = LogGate::default();
     let places = Arc::new(Semaphore::new(transport.config().limits.connections));
     loop {
         let accepted = async {
@@ -72,7 +74,9 @@ pub async fn serve_peers<A, R, F, Fut>(
                 });
             }
             Err(error) => {
-                tracing::warn!(error = %error, "failed to accept a peer connection");
+                if let Some(held_back) = refused.open() {
+                    tracing::warn!(error = %error, "held-back" = held_back, "failed to accept a peer connection");
+                }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
@@ -111,6 +115,16 @@ async fn shake_hands<R: Raft>(
     None
 }
 
+/// Closes the connection a request came on, at once and whatever it is doing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectionEnd(CancellationToken);
+
+impl ConnectionEnd {
+    pub(crate) fn close(&self) {
+        self.0.cancel();
+    }
+}
+
 /// Serves one accepted connection until it ends or `shutdown`; for callers with an accept loop of their own.
 pub async fn serve_connection<R, F, Fut>(
     io: BoxIo,
@@ -125,9 +139,15 @@ pub async fn serve_connection<R, F, Fut>(
 {
     let read_timeout = transport.config().read_timeout;
     let io = TokioIo::new(WriteDeadline::new(io, transport.config().write_timeout));
-    let service = service_fn(move |request: Request<Incoming>| {
+    let replaced = CancellationToken::new();
+    let end = ConnectionEnd(replaced.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let transport = transport.clone();
         let fallback = fallback.clone();
+        // A stream is asked for with a GET.
+        if request.method() == Method::GET {
+            request.extensions_mut().insert(end.clone());
+        }
         async move {
             let response = match transport.serve(request, remote).await {
                 Ok(response) => response,
@@ -145,6 +165,8 @@ pub async fn serve_connection<R, F, Fut>(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         biased;
+        // First: a connection whose socket is full would not notice that another one took its place.
+        () = replaced.cancelled() => return,
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();

@@ -32,6 +32,7 @@ use crate::{
     metrics::{SnapshotMetrics, UNKNOWN_SNAPSHOT_SENDER},
     prober,
     raft::{ProcessError, Raft},
+    serve::ConnectionEnd,
     snapshot_receiver::{envelope, save},
     timed_body::TimedBody,
     transport::Transport,
@@ -97,8 +98,9 @@ impl<R: Raft> Transport<R> {
         let roster = self.roster();
         let peer = roster.peers.get(&asked.from.0);
         // Removed since the check, or stopping.
+        let end = request.extensions().get::<ConnectionEnd>();
         let body = peer
-            .and_then(|peer| peer.writer(asked.kind).attach())
+            .and_then(|peer| (peer.writer(asked.kind)).attach(end.cloned().unwrap_or_default()))
             .ok_or(Verdict::SenderNotFound(None))?;
         let mut response = Response::new(PeerBody::stream(body));
         *response.headers_mut() = identity.stream_headers();

@@ -68,6 +68,8 @@ pub(crate) struct StreamReader {
     /// While set, frames are read and thrown away.
     pub(crate) paused: Arc<AtomicBool>,
     pub(crate) refused: LogGate,
+    pub(crate) opened: LogGate,
+    pub(crate) closed: LogGate,
 }
 
 impl StreamReader {
@@ -116,20 +118,26 @@ impl StreamReader {
 
     async fn receive(&self, dialled: Dialled) {
         self.activity.activate();
-        tracing::info!(
-            "stream-reader-type" = %self.kind,
-            "local-member-id" = %self.env.config.id,
-            "remote-peer-id" = %self.peer,
-            "established TCP streaming connection with remote peer"
-        );
+        if let Some(held_back) = self.opened.open() {
+            tracing::info!(
+                "stream-reader-type" = %self.kind,
+                "local-member-id" = %self.env.config.id,
+                "remote-peer-id" = %self.peer,
+                "held-back" = held_back,
+                "established TCP streaming connection with remote peer"
+            );
+        }
         let lost = self.decode_loop(dialled).await;
-        tracing::warn!(
-            "stream-reader-type" = %self.kind,
-            "local-member-id" = %self.env.config.id,
-            "remote-peer-id" = %self.peer,
-            error = %lost,
-            "lost TCP streaming connection with remote peer"
-        );
+        if let Some(held_back) = self.closed.open() {
+            tracing::warn!(
+                "stream-reader-type" = %self.kind,
+                "local-member-id" = %self.env.config.id,
+                "remote-peer-id" = %self.peer,
+                error = %lost,
+                "held-back" = held_back,
+                "lost TCP streaming connection with remote peer"
+            );
+        }
         if !matches!(lost, Lost::Ended) {
             self.activity
                 .deactivate(source(self.kind), Action::Read, &lost);

@@ -31,7 +31,9 @@ use transport_core::{
 use crate::{
     activity::Activity,
     environment::Environment,
+    log_gate::LogGate,
     metrics::{PeerMetrics, QueueMetrics},
+    serve::ConnectionEnd,
     stream::{body::StreamBody, queue, source},
 };
 
@@ -50,6 +52,8 @@ pub(crate) struct StreamWriter {
     pub(crate) follower: Arc<Mutex<FollowerStats>>,
     attached: AtomicBool,
     state: Mutex<State>,
+    opened: LogGate,
+    closed: LogGate,
 }
 
 struct State {
@@ -60,6 +64,8 @@ struct State {
     connections: u64,
     /// The attached connection's task, while it waits for messages.
     waiting: Option<Waker>,
+    /// Closes the attached connection.
+    end: ConnectionEnd,
     stopped: bool,
 }
 
@@ -107,8 +113,11 @@ impl StreamWriter {
                 connection: 0,
                 connections: 0,
                 waiting: None,
+                end: ConnectionEnd::default(),
                 stopped: false,
             }),
+            opened: LogGate::default(),
+            closed: LogGate::default(),
         }
     }
 
@@ -138,14 +147,15 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// Makes a new connection the one; `None` once the peer is stopped.
-    pub(crate) fn attach(self: &Arc<Self>) -> Option<StreamBody> {
+    /// Makes a new connection the one, which `end` closes; `None` once the peer is stopped.
+    pub(crate) fn attach(self: &Arc<Self>, end: ConnectionEnd) -> Option<StreamBody> {
         let mut state = self.state.lock();
         if state.stopped {
             return None;
         }
         let replaced = state.connection != 0;
         let old = state.waiting.take();
+        let old_end = std::mem::replace(&mut state.end, end);
         let cleared = state.lane.clear();
         self.queue_metrics.bytes.set(0.0);
         state.connections += 1;
@@ -154,8 +164,12 @@ impl StreamWriter {
         self.attached.store(true, Ordering::Relaxed);
         self.attached_gauge.set(1.0);
         drop(state);
-        // Woken, it finds itself replaced and ends its response.
-        old.into_iter().for_each(Waker::wake);
+        match old {
+            // Woken, it finds itself replaced and ends its response.
+            Some(waker) => waker.wake(),
+            // It is writing, perhaps to a socket that takes nothing any more.
+            None => old_end.close(),
+        }
         if replaced {
             self.log_closed(&"replaced by a new connection");
         }
@@ -165,12 +179,15 @@ impl StreamWriter {
             self.env.reports.report_unreachable(self.peer);
         }
         self.activity.activate();
-        tracing::info!(
-            "stream-writer-type" = %self.kind,
-            "local-member-id" = %self.env.config.id,
-            "remote-peer-id" = %self.peer,
-            "established TCP streaming connection with remote peer"
-        );
+        if let Some(held_back) = self.opened.open() {
+            tracing::info!(
+                "stream-writer-type" = %self.kind,
+                "local-member-id" = %self.env.config.id,
+                "remote-peer-id" = %self.peer,
+                "held-back" = held_back,
+                "established TCP streaming connection with remote peer"
+            );
+        }
         Some(StreamBody::new(Arc::clone(self), number))
     }
 
@@ -238,12 +255,15 @@ impl StreamWriter {
     }
 
     fn log_closed(&self, reason: &dyn fmt::Display) {
-        tracing::warn!(
-            "stream-writer-type" = %self.kind,
-            "local-member-id" = %self.env.config.id,
-            "remote-peer-id" = %self.peer,
-            reason = %reason,
-            "closed TCP streaming connection with remote peer"
-        );
+        if let Some(held_back) = self.closed.open() {
+            tracing::warn!(
+                "stream-writer-type" = %self.kind,
+                "local-member-id" = %self.env.config.id,
+                "remote-peer-id" = %self.peer,
+                reason = %reason,
+                "held-back" = held_back,
+                "closed TCP streaming connection with remote peer"
+            );
+        }
     }
 }
