@@ -1,7 +1,7 @@
 //! The file operations that the WAL and the snapshot files need, as traits.
 //!
 //! [`RealDisk`] is the operating system's file system; [`fault::FaultDisk`] is an in-memory one that
-//! forgets, tears and fails under a seed. Everything above speaks to the traits only, so the same code
+//! forgets, tears and fails under a seed; [`Unsynced`] never waits for either. Everything above speaks to the traits only, so the same code
 //! is what runs and what is tested. Invariant: a method that returned `Ok` has taken effect for later
 //! reads; it is *durable* only after [`DiskFile::sync_data`] on the file or, for names,
 //! [`Disk::sync_dir`] on the directory.
@@ -14,8 +14,10 @@ use std::{
 #[doc(hidden)]
 pub mod fault;
 mod real;
+mod unsynced;
 
 pub use real::RealDisk;
+pub use unsynced::Unsynced;
 
 /// A file system, reduced to what a log store uses. Errors are the operating system's.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
