@@ -76,10 +76,10 @@ pub enum ServerError {
     #[error("etcdserver: watch canceled")]
     WatchCanceled,
     /// The caller went away.
-    #[error("context canceled")]
+    #[error("etcdserver: request canceled")]
     Canceled,
     /// The caller's deadline passed.
-    #[error("context deadline exceeded")]
+    #[error("etcdserver: context deadline exceeded")]
     DeadlineExceeded,
     /// Anything else, with its own text.
     #[error("{0}")]
@@ -261,6 +261,12 @@ mod tests {
                 "etcdserver: invalid client api version",
             ),
             (WatchCanceled, Code::Cancelled, "etcdserver: watch canceled"),
+            (Canceled, Code::Cancelled, "etcdserver: request canceled"),
+            (
+                DeadlineExceeded,
+                Code::DeadlineExceeded,
+                "etcdserver: context deadline exceeded",
+            ),
             (Other("lost".into()), Code::Unknown, "lost"),
         ];
         for (error, code, text) in table {
