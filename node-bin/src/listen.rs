@@ -26,8 +26,33 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
+/// The listening sockets of a member, bound before anything else happens, so that a port in use is found
+/// before the data directory is touched.
+pub struct Listeners {
+    /// Of `--listen-peer-urls`.
+    pub peers: Vec<TcpListener>,
+    /// Of `--listen-client-urls`.
+    pub clients: Vec<TcpListener>,
+    /// Of `--listen-client-http-urls`.
+    pub client_http: Vec<TcpListener>,
+    /// Of `--listen-metrics-urls`.
+    pub metrics: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds all of them. To be called inside a tokio runtime.
+    pub fn bind(config: &Config) -> Result<Listeners, ListenError> {
+        Ok(Listeners {
+            peers: listen_all(&config.listen_peer_urls, config)?,
+            clients: listen_all(&config.listen_client_urls, config)?,
+            client_http: listen_all(&config.listen_client_http_urls, config)?,
+            metrics: listen_all(&config.listen_metrics_urls, config)?,
+        })
+    }
+}
+
 /// Listens on each URL. To be called inside a tokio runtime.
-pub fn listen_all(urls: &[Url], config: &Config) -> Result<Vec<TcpListener>, ListenError> {
+fn listen_all(urls: &[Url], config: &Config) -> Result<Vec<TcpListener>, ListenError> {
     let listening = |url: &Url| {
         let address = url.address();
         listen(&address, config.socket_reuse_port).map_err(|source| ListenError { address, source })

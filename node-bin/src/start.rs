@@ -14,7 +14,10 @@ use kvstore::{
     quota::Quota,
     version::{Downgraded, detect_downgrade},
 };
-use raft_node::{Node, NodeConfig, StorageOptions, disk::RealDisk};
+use raft_node::{
+    Node, NodeConfig, StorageOptions,
+    disk::{Disk, RealDisk, Unsynced},
+};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
@@ -32,14 +35,14 @@ use crate::{
         header::Responder,
         layer::GrpcLimits,
         metrics::GrpcMetrics,
-        server::{self, Endpoint, ServerOptions},
+        server::{self, Endpoint, Keepalive, ServerOptions},
         services::{ServiceOptions, Services},
     },
     http::{
         client::{Access, client_router, metrics_router},
         peer,
     },
-    listen::{ListenError, listen_all},
+    listen::{ListenError, Listeners},
     member::{
         RequestIds,
         asking::PeerClient,
@@ -101,38 +104,21 @@ pub struct Running {
     ended: watch::Receiver<Option<Ended>>,
 }
 
-/// The listening sockets of a member, bound before anything else happens, so that a port in use is found
-/// before the data directory is touched.
-struct Listeners {
-    peers: Vec<TcpListener>,
-    clients: Vec<TcpListener>,
-    client_http: Vec<TcpListener>,
-    metrics: Vec<TcpListener>,
-}
-
-impl Listeners {
-    fn bind(config: &Config) -> Result<Listeners, ListenError> {
-        Ok(Listeners {
-            peers: listen_all(&config.listen_peer_urls, config)?,
-            clients: listen_all(&config.listen_client_urls, config)?,
-            client_http: listen_all(&config.listen_client_http_urls, config)?,
-            metrics: listen_all(&config.listen_metrics_urls, config)?,
-        })
-    }
-}
-
 /// Starts a member; returns when it runs and has begun to look for its cluster.
 pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartError> {
     let config = Arc::new(config);
     let recorder = metrics.recorder();
     let listeners = Listeners::bind(&config)?;
 
-    let mut options = StorageOptions::new(
-        Arc::new(RealDisk),
-        config.wal_dir(),
-        config.snap_dir(),
-        recorder.clone(),
-    );
+    let disk: Arc<dyn Disk> = if config.unsafe_no_fsync {
+        Arc::new(Unsynced(RealDisk))
+    } else {
+        Arc::new(RealDisk)
+    };
+    let mut options =
+        StorageOptions::new(disk, config.wal_dir(), config.snap_dir(), recorder.clone());
+    options.segments_max = config.max_wals;
+    options.snapshots_max = config.max_snapshots;
     if let Some(bytes) = config.wal_segment_bytes {
         options.segment_bytes = bytes;
     }
@@ -482,15 +468,35 @@ fn service_options(config: &Config) -> ServiceOptions {
 }
 
 fn server_options(config: &Config) -> ServerOptions {
-    let defaults = ServerOptions::default();
+    // As in etcd, 0 for either turns the pings off.
+    let times = (
+        config.grpc_keepalive_interval,
+        config.grpc_keepalive_timeout,
+    );
+    let keepalive = match times {
+        (Some(interval), Some(timeout)) => Some(Keepalive { interval, timeout }),
+        _ => None,
+    };
     ServerOptions {
         max_concurrent_streams: config.max_concurrent_streams,
-        keepalive_interval: config
-            .grpc_keepalive_interval
-            .unwrap_or(defaults.keepalive_interval),
-        keepalive_timeout: config
-            .grpc_keepalive_timeout
-            .unwrap_or(defaults.keepalive_timeout),
-        ..defaults
+        keepalive,
+        ..ServerOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_pinged_unless_one_of_the_times_is_0() {
+        let options = |flags: &[&str]| server_options(&Config::from_flags(flags).unwrap());
+        let etcd_s = Keepalive {
+            interval: Duration::from_secs(7200),
+            timeout: Duration::from_secs(20),
+        };
+        assert_eq!(options(&[]).keepalive, Some(etcd_s));
+        assert_eq!(options(&["--grpc-keepalive-interval=0"]).keepalive, None);
+        assert_eq!(options(&["--grpc-keepalive-timeout=0"]).keepalive, None);
     }
 }

@@ -69,7 +69,7 @@ pub fn parse(args: &[String]) -> Result<CommandLine, String> {
 impl CommandLine {
     /// Whether `--version` was given.
     pub fn version(&self) -> bool {
-        self.settings.bool("version", false)
+        self.settings.bool("version")
     }
 }
 
@@ -101,17 +101,12 @@ mod tests {
                 "{words}"
             );
         }
-        assert!(
-            !line("--pre-vote=false")
-                .unwrap()
-                .settings
-                .bool("pre-vote", true)
-        );
+        assert!(!line("--pre-vote=false").unwrap().settings.bool("pre-vote"));
         assert!(
             line("--force-new-cluster")
                 .unwrap()
                 .settings
-                .bool("force-new-cluster", false)
+                .bool("force-new-cluster")
         );
         assert_eq!(
             line("--name=a=b").unwrap().settings.text("name"),

@@ -110,7 +110,7 @@ mod tests {
             ]),
         );
         assert_eq!(settings.text("name"), Some("x"));
-        assert!(!settings.bool("pre-vote", true));
+        assert!(!settings.bool("pre-vote"));
         assert!(!settings.is_given("data-dir"));
         let unknown = |text: &str| Note::VariableUnknown(text.into());
         let notes = notes.unwrap();

@@ -26,17 +26,39 @@ impl Stage {
     }
 }
 
-/// Every gate, sorted by name, with its stage and default.
-pub const GATES: [(&str, Stage, bool); 9] = [
-    ("AllAlpha", Stage::Alpha, false),
-    ("AllBeta", Stage::Beta, false),
-    ("CompactHashCheck", Stage::Alpha, false),
-    ("InitialCorruptCheck", Stage::Alpha, false),
-    ("LeaseCheckpoint", Stage::Alpha, false),
-    ("LeaseCheckpointPersist", Stage::Alpha, false),
-    ("SetMemberLocalAddr", Stage::Alpha, false),
-    ("StopGRPCServiceOnDefrag", Stage::Alpha, false),
-    ("TxnModeWriteWithSharedBuffer", Stage::Beta, true),
+/// A gate.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// Its name.
+    pub name: &'static str,
+    /// Its stage.
+    pub stage: Stage,
+    /// Whether it is on when nobody says anything.
+    pub default: bool,
+    /// Whether anything here asks for it. One that nobody asks for stays as it is by default, whatever is said.
+    pub has_effect: bool,
+}
+
+const fn gate(name: &'static str, stage: Stage, default: bool, has_effect: bool) -> Gate {
+    Gate {
+        name,
+        stage,
+        default,
+        has_effect,
+    }
+}
+
+/// Every gate, sorted by name.
+pub const GATES: [Gate; 9] = [
+    gate("AllAlpha", Stage::Alpha, false, true),
+    gate("AllBeta", Stage::Beta, false, true),
+    gate("CompactHashCheck", Stage::Alpha, false, false),
+    gate("InitialCorruptCheck", Stage::Alpha, false, false),
+    gate("LeaseCheckpoint", Stage::Alpha, false, false),
+    gate("LeaseCheckpointPersist", Stage::Alpha, false, false),
+    gate("SetMemberLocalAddr", Stage::Alpha, false, false),
+    gate("StopGRPCServiceOnDefrag", Stage::Alpha, false, false),
+    gate("TxnModeWriteWithSharedBuffer", Stage::Beta, true, false),
 ];
 
 /// The state of all gates.
@@ -86,12 +108,13 @@ impl FeatureGates {
         }
     }
 
-    /// Whether a gate is on; an unknown name is off. `AllAlpha` and `AllBeta` decide for gates not set themselves.
+    /// Whether a gate was asked to be on; an unknown name is off. `AllAlpha` and `AllBeta` decide for gates not set
+    /// themselves.
     pub fn enabled(&self, name: &str) -> bool {
         let Some(at) = position(name) else {
             return false;
         };
-        let (_, stage, default) = GATES[at];
+        let Gate { stage, default, .. } = GATES[at];
         let all = match stage {
             Stage::Alpha => self.set[0],
             Stage::Beta => self.set[1],
@@ -99,16 +122,32 @@ impl FeatureGates {
         let all = if at < 2 { None } else { all };
         self.set[at].or(all).unwrap_or(default)
     }
+
+    /// Whether a feature is on, which a gate without effect cannot change.
+    pub fn in_effect(&self, gate: &Gate) -> bool {
+        if gate.has_effect {
+            self.enabled(gate.name)
+        } else {
+            gate.default
+        }
+    }
+
+    /// The gates that were changed in vain.
+    pub fn without_effect(&self) -> impl Iterator<Item = &'static str> {
+        let vain = |gate: &&Gate| self.enabled(gate.name) != self.in_effect(gate);
+        let names: Vec<_> = GATES.iter().filter(vain).map(|gate| gate.name).collect();
+        names.into_iter()
+    }
 }
 
 fn position(name: &str) -> Option<usize> {
-    GATES.iter().position(|(gate, _, _)| *gate == name)
+    GATES.iter().position(|gate| gate.name == name)
 }
 
 /// Every gate and its state, as the log line at start shows it.
 impl fmt::Display for FeatureGates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (name, ..)) in GATES.iter().enumerate() {
+        for (at, Gate { name, .. }) in GATES.iter().enumerate() {
             let comma = if at == 0 { "" } else { "," };
             write!(f, "{comma}{name}={}", self.enabled(name))?;
         }
@@ -131,6 +170,20 @@ mod tests {
                 .unwrap()
                 .enabled("TxnModeWriteWithSharedBuffer")
         );
+    }
+
+    #[test]
+    fn a_gate_that_nobody_asks_for_is_never_on_by_being_set() {
+        let gates = FeatureGates::parse("AllBeta=false,InitialCorruptCheck=true").unwrap();
+        let vain: Vec<_> = gates.without_effect().collect();
+        assert_eq!(
+            vain,
+            ["InitialCorruptCheck", "TxnModeWriteWithSharedBuffer"]
+        );
+        for gate in GATES.iter().filter(|gate| !gate.has_effect) {
+            assert_eq!(gates.in_effect(gate), gate.default, "{}", gate.name);
+        }
+        assert_eq!(FeatureGates::default().without_effect().count(), 0);
     }
 
     #[test]

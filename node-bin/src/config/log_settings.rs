@@ -13,12 +13,12 @@ use super::{
 
 /// Reads and checks the settings of the log.
 pub(super) fn read(settings: &Settings) -> Result<LogConfig, LoadError> {
-    match settings.text("logger") {
-        None | Some("zap") => {}
-        Some("capnslog") => return invalid("--logger=capnslog is removed in v3.5"),
-        Some(other) => return invalid(format!("unknown logger option {other:?}")),
+    match settings.text_or_default("logger") {
+        "zap" => {}
+        "capnslog" => return invalid("--logger=capnslog is removed in v3.5"),
+        other => return invalid(format!("unknown logger option {other:?}")),
     }
-    let given: BTreeSet<String> = settings.set("log-outputs", "default");
+    let given: BTreeSet<String> = settings.set("log-outputs");
     if given.len() > 1 && given.contains("default") {
         return invalid("multi logoutput for \"default\" is not supported yet");
     }
@@ -34,7 +34,7 @@ pub(super) fn read(settings: &Settings) -> Result<LogConfig, LoadError> {
             path => LogOutput::File(path.strip_prefix("file://").unwrap_or(path).into()),
         });
     }
-    let rotated = if settings.bool("enable-log-rotation", false) {
+    let rotated = if settings.bool("enable-log-rotation") {
         Some(rotation(settings, &outputs)?)
     } else {
         None
@@ -44,22 +44,22 @@ pub(super) fn read(settings: &Settings) -> Result<LogConfig, LoadError> {
     if given.contains("/dev/null") {
         outputs.clear();
     }
-    let format = match settings.text("log-format") {
-        None | Some("" | "json") => LogFormat::Json,
-        Some("console") => LogFormat::Console,
-        Some(other) => {
+    let format = match settings.text_or_default("log-format") {
+        "" | "json" => LogFormat::Json,
+        "console" => LogFormat::Console,
+        other => {
             return invalid(format!(
                 "unknown log format: {other}, supported values json, console"
             ));
         }
     };
-    let level = match settings.text("log-level") {
-        None | Some("" | "info" | "INFO") => LogLevel::Info,
-        Some("debug" | "DEBUG") => LogLevel::Debug,
-        Some("warn" | "WARN") => LogLevel::Warn,
-        Some("error" | "ERROR") => LogLevel::Error,
-        Some("dpanic" | "DPANIC" | "panic" | "PANIC" | "fatal" | "FATAL") => LogLevel::Fatal,
-        Some(other) => return Err(LoadError::Usage(format!("unrecognized level: {other:?}"))),
+    let level = match settings.text_or_default("log-level") {
+        "" | "info" | "INFO" => LogLevel::Info,
+        "debug" | "DEBUG" => LogLevel::Debug,
+        "warn" | "WARN" => LogLevel::Warn,
+        "error" | "ERROR" => LogLevel::Error,
+        "dpanic" | "DPANIC" | "panic" | "PANIC" | "fatal" | "FATAL" => LogLevel::Fatal,
+        other => return Err(LoadError::Usage(format!("unrecognized level: {other:?}"))),
     };
     Ok(LogConfig {
         level,
@@ -80,7 +80,7 @@ fn rotation(settings: &Settings, outputs: &[LogOutput]) -> Result<LogRotation, L
             "--log-outputs requires a single file path when --log-rotate-config-json is defined",
         );
     }
-    let text = settings.text("log-rotation-config-json").unwrap_or("{}");
+    let text = settings.text_or_default("log-rotation-config-json");
     let json: serde_json::Value = match serde_json::from_str(text) {
         Ok(json) => json,
         Err(error) => return invalid(format!("improperly formatted log rotation config: {error}")),

@@ -127,66 +127,58 @@ impl Default for LogConfig {
 }
 
 /// Everything that can be set about a member. Fields are named as the flags; units are in the types.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Fields are not public, so that the compiler tells of one that nobody reads; that is why there is no comparison either.
+#[derive(Clone, Debug)]
 #[allow(missing_docs)] // each field is the flag of its name, documented in `table`
 pub struct Config {
-    pub name: String,
-    pub data_dir: PathBuf,
-    pub dedicated_wal_dir: Option<PathBuf>,
-    pub listen_peer_urls: Vec<Url>,
-    pub listen_client_urls: Vec<Url>,
-    pub listen_client_http_urls: Vec<Url>,
-    pub listen_metrics_urls: Vec<Url>,
-    pub advertise_peer_urls: Vec<Url>,
-    pub advertise_client_urls: Vec<Url>,
-    pub initial_cluster: String,
-    pub initial_cluster_state: ClusterState,
-    pub initial_cluster_token: String,
-    pub heartbeat_ms: u64,
-    pub election_ms: u64,
-    pub initial_election_tick_advance: bool,
-    pub snapshot_count: u64,
-    pub snapshot_catchup_entries: u64,
-    /// As given; see [`Config::quota`].
-    pub quota_backend_bytes: i64,
-    pub backend_batch_interval: Option<Duration>,
-    pub max_request_bytes: u64,
-    pub max_txn_ops: usize,
-    pub max_concurrent_streams: u32,
-    pub max_learners: usize,
-    pub grpc_keepalive_interval: Option<Duration>,
-    pub grpc_keepalive_timeout: Option<Duration>,
-    pub socket_reuse_port: bool,
-    pub socket_reuse_address: bool,
-    pub raft_read_timeout: Duration,
-    pub raft_write_timeout: Duration,
-    pub strict_reconfig_check: bool,
-    pub pre_vote: bool,
+    pub(crate) name: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) dedicated_wal_dir: Option<PathBuf>,
+    pub(crate) listen_peer_urls: Vec<Url>,
+    pub(crate) listen_client_urls: Vec<Url>,
+    pub(crate) listen_client_http_urls: Vec<Url>,
+    pub(crate) listen_metrics_urls: Vec<Url>,
+    pub(crate) advertise_peer_urls: Vec<Url>,
+    pub(crate) advertise_client_urls: Vec<Url>,
+    pub(crate) initial_cluster: String,
+    pub(crate) initial_cluster_state: ClusterState,
+    pub(crate) initial_cluster_token: String,
+    pub(crate) heartbeat_ms: u64,
+    pub(crate) election_ms: u64,
+    pub(crate) initial_election_tick_advance: bool,
+    pub(crate) snapshot_count: u64,
+    pub(crate) snapshot_catchup_entries: u64,
+    pub(crate) max_snapshots: usize,
+    pub(crate) max_wals: usize,
+    pub(crate) quota_backend_bytes: i64,
+    pub(crate) backend_batch_interval: Option<Duration>,
+    pub(crate) max_request_bytes: u64,
+    pub(crate) max_txn_ops: usize,
+    pub(crate) max_concurrent_streams: u32,
+    pub(crate) max_learners: usize,
+    pub(crate) grpc_keepalive_interval: Option<Duration>,
+    pub(crate) grpc_keepalive_timeout: Option<Duration>,
+    pub(crate) socket_reuse_port: bool,
+    pub(crate) raft_read_timeout: Duration,
+    pub(crate) raft_write_timeout: Duration,
+    pub(crate) strict_reconfig_check: bool,
+    pub(crate) pre_vote: bool,
     pub force_new_cluster: bool,
-    pub unsafe_no_fsync: bool,
-    pub auto_compaction: AutoCompaction,
-    pub compact_hash_check_time: Duration,
-    pub compaction_batch_limit: usize,
-    pub compaction_sleep_interval: Option<Duration>,
-    pub watch_progress_notify_interval: Duration,
-    pub warning_apply_duration: Duration,
-    pub warning_unary_request_duration: Duration,
-    pub auth_token: String,
-    pub bcrypt_cost: u32,
-    pub auth_token_ttl: Duration,
-    pub cors: BTreeSet<String>,
-    pub host_whitelist: BTreeSet<String>,
-    pub metrics: MetricsDetail,
-    pub features: FeatureGates,
+    pub(crate) unsafe_no_fsync: bool,
+    pub(crate) auto_compaction: AutoCompaction,
+    pub(crate) warning_apply_duration: Duration,
+    pub(crate) warning_unary_request_duration: Duration,
+    pub(crate) cors: BTreeSet<String>,
+    pub(crate) host_whitelist: BTreeSet<String>,
+    pub(crate) metrics: MetricsDetail,
+    pub(crate) features: FeatureGates,
     pub log: LogConfig,
     /// The version this member says it has.
-    pub server_version: Version,
+    pub(crate) server_version: Version,
     /// Size of a segment of the write-ahead log; `None` for the default.
-    pub wal_segment_bytes: Option<u64>,
+    pub(crate) wal_segment_bytes: Option<u64>,
 }
-
-/// Size the database may have when nothing is said.
-const DEFAULT_QUOTA: u64 = 2 << 30;
 
 /// Time a request may take besides two elections: queues, computation, disk (etcd: server/config/config.go).
 const REQUEST_TIME: Duration = Duration::from_secs(5);
@@ -215,14 +207,6 @@ impl Config {
     /// How long opening a connection to another member may take.
     pub fn peer_dial_timeout(&self) -> Duration {
         Duration::from_secs(1) + self.election_timeout()
-    }
-
-    /// Bytes the database may have; `None` without limit.
-    pub fn quota(&self) -> Option<u64> {
-        match self.quota_backend_bytes {
-            0 => Some(DEFAULT_QUOTA),
-            bytes => u64::try_from(bytes).ok(),
-        }
     }
 
     /// The directory below which everything is kept.

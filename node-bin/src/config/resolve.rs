@@ -108,12 +108,16 @@ fn places(text: &str, resolver: &impl Resolver) -> Result<(String, BTreeSet<Stri
                     .collect();
                 return Ok((url.to_string(), places));
             }
-            Ok(_) if resolver.pause() => {}
-            Err(error) if !resolver.pause() => {
-                return Err(format!("failed to resolve {text:?} ({error})"));
+            outcome => {
+                let reason = match outcome {
+                    Ok(_) => "no addresses".to_string(),
+                    Err(error) => error.to_string(),
+                };
+                tracing::warn!(url = text, error = reason, "failed to resolve URL host");
+                if !resolver.pause() {
+                    return Err(format!("failed to resolve {text:?} ({reason})"));
+                }
             }
-            Ok(_) => return Err(format!("failed to resolve {text:?} (no addresses)")),
-            Err(_) => {}
         }
     }
 }

@@ -64,6 +64,15 @@ pub enum Note {
     SharedPort,
     /// The member has no name of its own.
     DefaultName(String),
+    /// A feature gate was changed that has no effect.
+    GateWithoutEffect(&'static str),
+    /// The database may grow beyond what is recommended.
+    LargeQuota {
+        /// What it may grow to, in bytes.
+        bytes: i64,
+        /// What is recommended, in bytes.
+        recommended: i64,
+    },
     /// Leases are checkpointed and not persisted.
     CheckpointWithoutPersist,
     /// This host's address replaced a default.
@@ -150,42 +159,35 @@ impl Settings {
     }
 
     /// A switch.
-    pub fn bool(&self, name: &str, default: bool) -> bool {
-        if let Some(Value::Bool(on)) = self.given.get(name) {
-            *on
-        } else {
-            default
-        }
+    pub fn bool(&self, name: &str) -> bool {
+        matches!(self.value(name), Some(Value::Bool(true)))
     }
 
     /// An unsigned number.
-    pub fn uint(&self, name: &str, default: u64) -> u64 {
-        if let Some(Value::Uint(number)) = self.given.get(name) {
-            *number
-        } else {
-            default
+    pub fn uint(&self, name: &str) -> u64 {
+        match self.value(name) {
+            Some(Value::Uint(number)) => number,
+            _ => 0,
         }
     }
 
     /// A signed number.
-    pub fn int(&self, name: &str, default: i64) -> i64 {
-        if let Some(Value::Int(number)) = self.given.get(name) {
-            *number
-        } else {
-            default
+    pub fn int(&self, name: &str) -> i64 {
+        match self.value(name) {
+            Some(Value::Int(number)) => number,
+            _ => 0,
         }
     }
 
     /// A duration.
-    pub fn duration(&self, name: &str, default: Duration) -> Duration {
-        if let Some(Value::Duration(duration)) = self.given.get(name) {
-            *duration
-        } else {
-            default
+    pub fn duration(&self, name: &str) -> Duration {
+        match self.value(name) {
+            Some(Value::Duration(duration)) => duration,
+            _ => Duration::ZERO,
         }
     }
 
-    /// A text; `None` when it was not given.
+    /// A text as it was given; `None` when it was not.
     pub fn text(&self, name: &str) -> Option<&str> {
         if let Some(Value::Text(text)) = self.given.get(name) {
             Some(text)
@@ -194,21 +196,41 @@ impl Settings {
         }
     }
 
-    /// A set of texts; the default is one word.
-    pub fn set(&self, name: &str, default: &str) -> BTreeSet<String> {
-        match self.given.get(name) {
-            Some(Value::Set(set)) => set.clone(),
-            _ => BTreeSet::from([default.to_string()]),
+    /// A text, or its default.
+    pub fn text_or_default(&self, name: &str) -> &str {
+        self.text(name)
+            .or_else(|| find(name).map(|flag| flag.default))
+            .unwrap_or_default()
+    }
+
+    /// A set of texts.
+    pub fn set(&self, name: &str) -> BTreeSet<String> {
+        match self.value(name) {
+            Some(Value::Set(set)) => set,
+            _ => BTreeSet::new(),
         }
     }
 
-    /// A list of URLs; `None` when the default is to be kept.
-    pub fn urls(&self, name: &str) -> Option<&[Url]> {
-        if let Some(Value::Urls(Some(urls))) = self.given.get(name) {
-            Some(urls)
-        } else {
-            None
+    /// A list of URLs.
+    pub fn urls(&self, name: &str) -> Vec<Url> {
+        let default = || match find(name).and_then(default_of) {
+            Some(Value::Urls(urls)) => urls,
+            _ => None,
+        };
+        match self.given.get(name) {
+            Some(Value::Urls(Some(urls))) => urls.clone(),
+            _ => default().unwrap_or_default(),
         }
+    }
+
+    /// What was given, or else the default of the table: no default stands anywhere else.
+    fn value(&self, name: &str) -> Option<Value> {
+        let flag = find(name);
+        debug_assert!(flag.is_some(), "{name} is not in the table");
+        self.given
+            .get(name)
+            .cloned()
+            .or_else(|| flag.and_then(default_of))
     }
 
     /// The feature gates.
@@ -226,6 +248,7 @@ fn default_of(flag: &Flag) -> Option<Value> {
         (Kind::Anything, _) => None,
         (Kind::Bool, "") => Some(Value::Bool(flag.name == "enable-grpc-gateway")),
         (Kind::Uint, "") => Some(Value::Uint(0)),
+        (Kind::Uint32, "math.MaxUint32") => Some(Value::Uint(u32::MAX.into())),
         (Kind::Duration, "") => Some(Value::Duration(Duration::ZERO)),
         (kind, default) => value::parse(kind, default).ok(),
     }
@@ -264,10 +287,13 @@ mod tests {
             "--experimental-initial-corrupt-check",
         ])
         .unwrap();
-        let interval = settings.duration("watch-progress-notify-interval", Duration::ZERO);
+        let interval = settings.duration("watch-progress-notify-interval");
         assert_eq!(interval, Duration::from_secs(5));
         assert!(settings.gates().enabled("InitialCorruptCheck"));
-        assert_eq!(notes.len(), 2);
+        let old = notes
+            .iter()
+            .filter(|note| matches!(note, Note::Deprecated { .. }));
+        assert_eq!(old.count(), 2);
     }
 
     #[test]
@@ -317,7 +343,7 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_said() {
         let (_, notes) = resolved(&[
-            "--max-wals=7",
+            "--backend-batch-limit=7",
             "--enable-pprof",
             "--enable-grpc-gateway",
             "--v",
@@ -333,6 +359,6 @@ mod tests {
                 }
             })
             .collect();
-        assert_eq!(names, ["max-wals", "enable-pprof", "v"]);
+        assert_eq!(names, ["backend-batch-limit", "enable-pprof", "v"]);
     }
 }

@@ -19,6 +19,9 @@ use super::{
 };
 
 const TLS: &str = "TLS is not supported yet";
+const NO_USERS: &str = "users cannot log in to this server yet";
+const NO_COMPARISON: &str = "members do not compare their data on their own yet";
+const PACED: &str = "compactions run beside everything else and need no pauses";
 const DISCOVERY: &str =
     "discovery services are not supported; list the members in --initial-cluster";
 
@@ -63,10 +66,10 @@ pub const FLAGS: &[Flag] = &[
         "URLs to accept gRPC clients on, and HTTP clients unless --listen-client-http-urls is given."),
     flag(Member, "listen-client-http-urls", Urls, "", Used,
         "URLs to accept HTTP clients on; the client URLs then serve gRPC only."),
-    flag(Member, "max-snapshots", Uint, "5", Ignored("old files are released as soon as nothing needs them"),
-        "Snapshot files to keep."),
-    flag(Member, "max-wals", Uint, "5", Ignored("old files are released as soon as nothing needs them"),
-        "Log files to keep."),
+    flag(Member, "max-snapshots", Uint, "5", Used,
+        "Snapshot files to keep; 0 for all."),
+    flag(Member, "max-wals", Uint, "5", Used,
+        "Log files to keep; 0 for all."),
     flag(Member, "memory-mlock", Bool, "", Ignored("memory is never locked"),
         "Keep the member's memory from being swapped out."),
     flag(Member, "quota-backend-bytes", Int, "0", Used,
@@ -91,7 +94,7 @@ pub const FLAGS: &[Flag] = &[
         "Time a pinged client has to answer before its connection is closed; 0 for never."),
     flag(Member, "socket-reuse-port", Bool, "false", Used,
         "Set SO_REUSEPORT on listening sockets."),
-    flag(Member, "socket-reuse-address", Bool, "false", Used,
+    flag(Member, "socket-reuse-address", Bool, "false", Ignored("it is always set"),
         "Set SO_REUSEADDR on listening sockets."),
     flag(Member, "enable-grpc-gateway", Bool, "", Ignored("the JSON gateway is not part of this server yet"),
         "Serve the gRPC API as JSON over HTTP."),
@@ -209,9 +212,9 @@ pub const FLAGS: &[Flag] = &[
         "Highest TLS version."),
     flag(Auth, "auth-token", Text, "simple", Used,
         "Kind of authentication tokens."),
-    flag(Auth, "bcrypt-cost", Uint, "10", Used,
+    flag(Auth, "bcrypt-cost", Uint, "10", Ignored(NO_USERS),
         "Cost of hashing passwords, 4 to 31."),
-    flag(Auth, "auth-token-ttl", Uint, "300", Used,
+    flag(Auth, "auth-token-ttl", Uint, "300", Ignored(NO_USERS),
         "Seconds a token is valid after its last use."),
     flag(Monitoring, "enable-pprof", Bool, "false", Ignored("there are no profiles to serve"),
         "Serve runtime profiles over HTTP."),
@@ -253,15 +256,15 @@ pub const FLAGS: &[Flag] = &[
         "Old spelling of --distributed-tracing-instance-id."),
     flag(Tracing, "experimental-distributed-tracing-sampling-rate", Int, "0", Alias("distributed-tracing-sampling-rate"),
         "Old spelling of --distributed-tracing-sampling-rate."),
-    flag(Features, "corrupt-check-time", Duration, "0s", Ignored("members do not compare their data on their own yet"),
+    flag(Features, "corrupt-check-time", Duration, "0s", Ignored(NO_COMPARISON),
         "Time between two comparisons of all members' data; 0 for never."),
-    flag(Features, "compact-hash-check-time", Duration, "1m", Used,
+    flag(Features, "compact-hash-check-time", Duration, "1m", Ignored(NO_COMPARISON),
         "Time between two comparisons of all members' compaction hashes."),
-    flag(Features, "compaction-batch-limit", Int, "1000", Used,
+    flag(Features, "compaction-batch-limit", Int, "1000", Ignored(PACED),
         "Most revisions removed in one step of a compaction."),
     flag(Features, "peer-skip-client-san-verification", Bool, "false", Ignored(TLS),
         "Do not look at the names in other members' certificates."),
-    flag(Features, "watch-progress-notify-interval", Duration, "10m", Used,
+    flag(Features, "watch-progress-notify-interval", Duration, "10m", Ignored("watches are not served yet"),
         "Time between two progress notifications of a watch."),
     flag(Features, "warning-apply-duration", Duration, "100ms", Used,
         "An entry that takes longer to apply is logged."),
@@ -269,7 +272,7 @@ pub const FLAGS: &[Flag] = &[
         "Megabytes that defragmenting at start must free to be done."),
     flag(Features, "max-learners", Int, "1", Used,
         "Most learners in the cluster; the same on all members."),
-    flag(Features, "compaction-sleep-interval", Duration, "", Used,
+    flag(Features, "compaction-sleep-interval", Duration, "", Ignored(PACED),
         "Pause between two steps of a compaction."),
     flag(Features, "downgrade-check-time", Duration, "", Ignored("there are no downgrades"),
         "Time between two looks at a downgrade's progress."),
@@ -314,7 +317,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Unsafe, "force-new-cluster", Bool, "false", Used,
         "Make this member the only one of its cluster."),
     flag(Unsafe, "unsafe-no-fsync", Bool, "false", Used,
-        "Do not wait for the disk; a crash then loses data."),
+        "Do not wait for the disk when the log is written; a crash of the machine then loses data."),
     flag(Hidden, "config-file", Text, "", Used,
         "File to read all settings from; flags and environment then do not count."),
     flag(Hidden, "version", Bool, "", Used,

@@ -59,7 +59,7 @@ fn the_defaults_are_etcd_s() {
         (config.max_request_bytes, config.max_txn_ops),
         (1_572_864, 128)
     );
-    assert_eq!((config.quota(), config.max_learners), (Some(2 << 30), 1));
+    assert_eq!((config.quota_backend_bytes, config.max_learners), (0, 1));
     assert_eq!(config.auto_compaction, AutoCompaction::Off);
     assert!(
         config.pre_vote && config.strict_reconfig_check && config.initial_election_tick_advance
@@ -84,8 +84,8 @@ fn the_command_line_of_a_member_is_understood() {
     );
     assert_eq!(config.initial_cluster_state, ClusterState::Existing);
     assert_eq!(
-        (config.quota(), config.wal_segment_bytes),
-        (None, Some(65536))
+        (config.quota_backend_bytes, config.wal_segment_bytes),
+        (-1, Some(65536))
     );
     assert_eq!(
         config.auto_compaction,
@@ -302,5 +302,107 @@ fn log_outputs_and_rotation() {
     assert_eq!(
         loaded("--log-outputs=/dev/null,stderr").config.log.outputs,
         []
+    );
+}
+
+/// Other values than the defaults for settings whose kind does not lead to one, and what must go with them.
+const OTHERS: &[(&str, &str, &[&str])] = &[
+    ("auth-token", "jwt", &[]),
+    (
+        "auto-compaction-mode",
+        "revision",
+        &["--auto-compaction-retention=5"],
+    ),
+    ("auto-compaction-retention", "5h", &[]),
+    ("announced-server-version", "3.5.0", &[]),
+    ("config-file", "/nonexistent", &[]),
+    ("election-timeout", "2000", &[]),
+    ("enable-grpc-gateway", "false", &[]),
+    ("enable-log-rotation", "true", &["--log-outputs=/f"]),
+    ("feature-gates", "AllBeta=false", &[]),
+    (
+        "listen-client-urls",
+        "http://127.0.0.1:1",
+        &["--advertise-client-urls=http://h:1"],
+    ),
+    ("log-level", "warn", &[]),
+    ("log-format", "console", &[]),
+    ("log-outputs", "stdout", &[]),
+    (
+        "log-rotation-config-json",
+        "{\"maxsize\":7}",
+        &["--enable-log-rotation", "--log-outputs=/f"],
+    ),
+    ("logger", "capnslog", &[]),
+    ("metrics", "extensive", &[]),
+    ("unsafe-wal-segment-bytes", "8192", &[]),
+    ("v2-deprecation", "gone", &[]),
+    ("version", "true", &[]),
+];
+
+fn another(flag: &flags::Flag) -> String {
+    use value::Kind;
+    match flag.kind {
+        Kind::Bool => (flag.default != "true").to_string(),
+        Kind::Uint | Kind::Uint32 | Kind::Int => match flag.default.parse::<i64>() {
+            Ok(default) => (default + 1).to_string(),
+            Err(_) => "7".into(),
+        },
+        Kind::Duration => "7s".into(),
+        Kind::OneOf(words) => {
+            let other = words.iter().find(|word| **word != flag.default);
+            other.unwrap().to_string()
+        }
+        Kind::Urls | Kind::Origins => "http://127.0.0.1:7".into(),
+        _ => "other".into(),
+    }
+}
+
+/// With the compiler, which tells of a field that nobody reads, this holds the table to what it says about effects.
+#[test]
+fn a_flag_that_is_used_changes_the_configuration_and_any_other_is_told_of() {
+    let outcome = |words: &[String]| match load(words.iter().map(Into::into).collect(), vec![]) {
+        Ok(Outcome::Run(loaded)) => (format!("{:?}", loaded.config), loaded.notes),
+        other => (format!("{other:?}"), Vec::new()),
+    };
+    for flag in table::FLAGS {
+        let special = OTHERS.iter().find(|(name, ..)| *name == flag.name);
+        let value = special.map_or_else(|| another(flag), |(_, value, _)| value.to_string());
+        let mut words: Vec<String> = match special {
+            Some((.., with)) => with.iter().map(ToString::to_string).collect(),
+            None => Vec::new(),
+        };
+        let without = outcome(&words);
+        words.push(format!("--{}={value}", flag.name));
+        let with = outcome(&words);
+        let ignored = with
+            .1
+            .iter()
+            .any(|note| matches!(note, Note::Ignored { name, .. } if *name == flag.name));
+        match flag.effect {
+            flags::Effect::Used => assert_ne!(with.0, without.0, "{}", flag.name),
+            flags::Effect::Ignored(_) => {
+                assert!(ignored && with.0 == without.0, "{}: {with:?}", flag.name);
+            }
+            flags::Effect::Refused(_) => assert!(with.0.starts_with("Err"), "{}", flag.name),
+            flags::Effect::Alias(_) | flags::Effect::Gate(_) => {}
+        }
+    }
+}
+
+#[test]
+fn what_changes_nothing_or_is_risky_is_warned_about() {
+    let Loaded { notes, .. } =
+        loaded("--feature-gates=InitialCorruptCheck=true --quota-backend-bytes=8589934593");
+    assert!(notes.contains(&Note::GateWithoutEffect("InitialCorruptCheck")));
+    assert!(notes.contains(&Note::LargeQuota {
+        bytes: 8_589_934_593,
+        recommended: 8 << 30
+    }));
+    let Loaded { notes, .. } = loaded("--quota-backend-bytes=8589934592");
+    assert!(
+        !notes
+            .iter()
+            .any(|note| matches!(note, Note::LargeQuota { .. }))
     );
 }

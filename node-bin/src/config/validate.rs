@@ -13,16 +13,12 @@ use std::{
 
 use super::{
     ADVERTISE_UNSET, AutoCompaction, ClusterState, Config, LoadError, MetricsDetail, duration,
+    flags::find,
     log_settings,
     settings::{Note, Settings},
     url::{self, Url},
 };
 use crate::version::{self, Version};
-
-const DEFAULT_NAME: &str = "default";
-const DEFAULT_PEER_URL: &str = "localhost:2380";
-const DEFAULT_CLIENT_URL: &str = "localhost:2379";
-const DEFAULT_CLUSTER: &str = "default=http://localhost:2380";
 
 /// Longest election timeout, in ms; etcd's tuning guide explains it.
 const ELECTION_MS_MAX: u64 = 50_000;
@@ -30,11 +26,14 @@ const ELECTION_MS_MAX: u64 = 50_000;
 /// Timeouts of connections between members are never shorter than this.
 const RAFT_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 
-/// Entries kept behind a snapshot when nothing is said.
+/// Entries kept behind a snapshot when 0 is said.
 const CATCHUP_ENTRIES: u64 = 5000;
 
-/// Entries between snapshots when nothing is said.
+/// Entries between snapshots when 0 is said.
 const SNAPSHOT_COUNT: u64 = 10_000;
+
+/// Above this the database is larger than etcd has been tried with.
+const QUOTA_RECOMMENDED: i64 = 8 << 30;
 
 /// Smallest segment of the write-ahead log that can be asked for: below it a segment's own records do not fit.
 const SEGMENT_BYTES_MIN: u64 = 4096;
@@ -51,99 +50,65 @@ pub(super) fn build(
     notes: &mut Vec<Note>,
 ) -> Result<Config, LoadError> {
     let log = log_settings::read(settings)?;
-    let urls = |name: &str, default: &str| match settings.urls(name) {
-        Some(urls) => urls.to_vec(),
-        None if default.is_empty() => Vec::new(),
-        None => vec![Url::http(default)],
-    };
-    let name = settings.text("name").unwrap_or(DEFAULT_NAME).to_string();
-    let segment_bytes = settings.uint("unsafe-wal-segment-bytes", 0);
-    let optional =
-        |name| Some(settings.duration(name, Duration::ZERO)).filter(|duration| !duration.is_zero());
+    let segment_bytes = settings.uint("unsafe-wal-segment-bytes");
+    let optional = |name| Some(settings.duration(name)).filter(|duration| !duration.is_zero());
     let path = |name| {
         settings
             .text(name)
             .filter(|path| !path.is_empty())
             .map(PathBuf::from)
     };
+    let count = |name| usize::try_from(settings.uint(name)).unwrap_or(usize::MAX);
     let mut config = Config {
+        name: settings.text_or_default("name").into(),
         data_dir: path("data-dir").unwrap_or_default(),
         dedicated_wal_dir: path("wal-dir"),
-        listen_peer_urls: urls("listen-peer-urls", DEFAULT_PEER_URL),
-        listen_client_urls: urls("listen-client-urls", DEFAULT_CLIENT_URL),
-        listen_client_http_urls: urls("listen-client-http-urls", ""),
-        listen_metrics_urls: urls("listen-metrics-urls", ""),
-        advertise_peer_urls: urls("initial-advertise-peer-urls", DEFAULT_PEER_URL),
+        listen_peer_urls: settings.urls("listen-peer-urls"),
+        listen_client_urls: settings.urls("listen-client-urls"),
+        listen_client_http_urls: settings.urls("listen-client-http-urls"),
+        listen_metrics_urls: settings.urls("listen-metrics-urls"),
+        advertise_peer_urls: settings.urls("initial-advertise-peer-urls"),
         advertise_client_urls: if advertise_unset {
             Vec::new()
         } else {
-            urls("advertise-client-urls", DEFAULT_CLIENT_URL)
+            settings.urls("advertise-client-urls")
         },
-        initial_cluster: settings
-            .text("initial-cluster")
-            .unwrap_or(DEFAULT_CLUSTER)
-            .into(),
+        initial_cluster: settings.text_or_default("initial-cluster").into(),
         initial_cluster_state: cluster_state(settings)?,
-        initial_cluster_token: settings
-            .text("initial-cluster-token")
-            .unwrap_or("etcd-cluster")
-            .into(),
-        heartbeat_ms: settings.uint("heartbeat-interval", 100),
-        election_ms: settings.uint("election-timeout", 1000),
-        initial_election_tick_advance: settings.bool("initial-election-tick-advance", true),
-        snapshot_count: non_zero(settings.uint("snapshot-count", 0), SNAPSHOT_COUNT),
+        initial_cluster_token: settings.text_or_default("initial-cluster-token").into(),
+        heartbeat_ms: settings.uint("heartbeat-interval"),
+        election_ms: settings.uint("election-timeout"),
+        initial_election_tick_advance: settings.bool("initial-election-tick-advance"),
+        snapshot_count: non_zero(settings.uint("snapshot-count"), SNAPSHOT_COUNT),
         snapshot_catchup_entries: non_zero(
-            settings.uint("snapshot-catchup-entries", 0),
+            settings.uint("snapshot-catchup-entries"),
             CATCHUP_ENTRIES,
         ),
-        quota_backend_bytes: settings.int("quota-backend-bytes", 0),
+        max_snapshots: count("max-snapshots"),
+        max_wals: count("max-wals"),
+        quota_backend_bytes: settings.int("quota-backend-bytes"),
         backend_batch_interval: optional("backend-batch-interval"),
-        max_request_bytes: settings.uint("max-request-bytes", 1_572_864),
-        max_txn_ops: usize::try_from(settings.uint("max-txn-ops", 128)).unwrap_or(usize::MAX),
-        max_concurrent_streams: u32::try_from(
-            settings.uint("max-concurrent-streams", u32::MAX.into()),
-        )
-        .unwrap_or(u32::MAX),
-        max_learners: usize::try_from(settings.int("max-learners", 1)).unwrap_or(0),
-        grpc_keepalive_interval: Some(
-            settings.duration("grpc-keepalive-interval", Duration::from_secs(7200)),
-        )
-        .filter(|d| !d.is_zero()),
-        grpc_keepalive_timeout: Some(
-            settings.duration("grpc-keepalive-timeout", Duration::from_secs(20)),
-        )
-        .filter(|d| !d.is_zero()),
-        socket_reuse_port: settings.bool("socket-reuse-port", false),
-        socket_reuse_address: settings.bool("socket-reuse-address", false),
+        max_request_bytes: settings.uint("max-request-bytes"),
+        max_txn_ops: count("max-txn-ops"),
+        max_concurrent_streams: u32::try_from(settings.uint("max-concurrent-streams"))
+            .unwrap_or(u32::MAX),
+        max_learners: usize::try_from(settings.int("max-learners")).unwrap_or(0),
+        grpc_keepalive_interval: optional("grpc-keepalive-interval"),
+        grpc_keepalive_timeout: optional("grpc-keepalive-timeout"),
+        socket_reuse_port: settings.bool("socket-reuse-port"),
         raft_read_timeout: raft_timeout(settings, "raft-read-timeout", notes),
         raft_write_timeout: raft_timeout(settings, "raft-write-timeout", notes),
-        strict_reconfig_check: settings.bool("strict-reconfig-check", true),
-        pre_vote: settings.bool("pre-vote", true),
-        force_new_cluster: settings.bool("force-new-cluster", false),
-        unsafe_no_fsync: settings.bool("unsafe-no-fsync", false),
+        strict_reconfig_check: settings.bool("strict-reconfig-check"),
+        pre_vote: settings.bool("pre-vote"),
+        force_new_cluster: settings.bool("force-new-cluster"),
+        unsafe_no_fsync: settings.bool("unsafe-no-fsync"),
         auto_compaction: AutoCompaction::Off,
-        compact_hash_check_time: settings
-            .duration("compact-hash-check-time", Duration::from_secs(60)),
-        compaction_batch_limit: usize::try_from(settings.int("compaction-batch-limit", 1000))
-            .ok()
-            .filter(|n| *n > 0)
-            .unwrap_or(1000),
-        compaction_sleep_interval: optional("compaction-sleep-interval"),
-        watch_progress_notify_interval: settings
-            .duration("watch-progress-notify-interval", Duration::from_secs(600)),
-        warning_apply_duration: settings
-            .duration("warning-apply-duration", Duration::from_millis(100)),
+        warning_apply_duration: settings.duration("warning-apply-duration"),
         warning_unary_request_duration: optional("warning-unary-request-duration")
-            .unwrap_or(Duration::from_millis(300)),
-        auth_token: settings.text("auth-token").unwrap_or("simple").into(),
-        bcrypt_cost: u32::try_from(settings.uint("bcrypt-cost", 10))
-            .ok()
-            .filter(|cost| (4..=31).contains(cost))
-            .unwrap_or(10),
-        auth_token_ttl: Duration::from_secs(settings.uint("auth-token-ttl", 300)),
-        cors: settings.set("cors", "*"),
-        host_whitelist: settings.set("host-whitelist", "*"),
-        metrics: if settings.text("metrics") == Some("extensive") {
+            .unwrap_or_else(|| Settings::default().duration("warning-unary-request-duration")),
+        cors: settings.set("cors"),
+        host_whitelist: settings.set("host-whitelist"),
+        metrics: if settings.text_or_default("metrics") == "extensive" {
             MetricsDetail::Extensive
         } else {
             MetricsDetail::Basic
@@ -152,7 +117,6 @@ pub(super) fn build(
         log,
         server_version: server_version(settings)?,
         wal_segment_bytes: Some(segment_bytes).filter(|bytes| *bytes > 0),
-        name,
     };
     check_urls(&config, notes)?;
     check_timing(&config)?;
@@ -160,9 +124,14 @@ pub(super) fn build(
         return invalid(ADVERTISE_UNSET);
     }
     config.auto_compaction = auto_compaction(settings)?;
-    check_rest(&config, notes)?;
+    check_rest(settings, &config, notes)?;
     fill_in_defaults(&mut config, notes, default_host);
     Ok(config)
+}
+
+/// The default of a setting that is a text.
+fn default(name: &str) -> &'static str {
+    find(name).map_or("", |flag| flag.default)
 }
 
 pub(super) fn non_zero(value: u64, default: u64) -> u64 {
@@ -170,7 +139,7 @@ pub(super) fn non_zero(value: u64, default: u64) -> u64 {
 }
 
 fn raft_timeout(settings: &Settings, name: &'static str, notes: &mut Vec<Note>) -> Duration {
-    let timeout = settings.duration(name, RAFT_TIMEOUT_MIN);
+    let timeout = settings.duration(name);
     if timeout < RAFT_TIMEOUT_MIN {
         notes.push(Note::Raised(name));
     }
@@ -178,17 +147,17 @@ fn raft_timeout(settings: &Settings, name: &'static str, notes: &mut Vec<Note>) 
 }
 
 fn cluster_state(settings: &Settings) -> Result<ClusterState, LoadError> {
-    match settings.text("initial-cluster-state") {
-        None | Some("" | "new") => Ok(ClusterState::New),
-        Some("existing") => Ok(ClusterState::Existing),
-        Some(other) => invalid(format!("unexpected clusterState {other:?}")),
+    match settings.text_or_default("initial-cluster-state") {
+        "" | "new" => Ok(ClusterState::New),
+        "existing" => Ok(ClusterState::Existing),
+        other => invalid(format!("unexpected clusterState {other:?}")),
     }
 }
 
 fn server_version(settings: &Settings) -> Result<Version, LoadError> {
-    match settings.text("announced-server-version") {
-        None | Some("") => Ok(version::ANNOUNCED),
-        Some(text) => text
+    match settings.text_or_default("announced-server-version") {
+        "" => Ok(version::ANNOUNCED),
+        text => text
             .parse()
             .map_err(|error| LoadError::Invalid(format!("--announced-server-version: {error}"))),
     }
@@ -278,10 +247,10 @@ fn check_timing(config: &Config) -> Result<(), LoadError> {
 }
 
 fn auto_compaction(settings: &Settings) -> Result<AutoCompaction, LoadError> {
-    let text = settings
-        .text("auto-compaction-retention")
-        .filter(|text| !text.is_empty())
-        .unwrap_or("0");
+    let text = match settings.text_or_default("auto-compaction-retention") {
+        "" => "0",
+        text => text,
+    };
     let number: Option<u64> = text
         .parse()
         .ok()
@@ -291,7 +260,7 @@ fn auto_compaction(settings: &Settings) -> Result<AutoCompaction, LoadError> {
             "error parsing CompactionRetention: time: invalid duration {text:?}"
         ))
     };
-    match settings.text("auto-compaction-mode").unwrap_or("periodic") {
+    match settings.text_or_default("auto-compaction-mode") {
         "" => invalid("undefined auto-compaction-mode"),
         "periodic" => {
             let period = match number {
@@ -313,7 +282,11 @@ fn auto_compaction(settings: &Settings) -> Result<AutoCompaction, LoadError> {
     }
 }
 
-fn check_rest(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
+fn check_rest(
+    settings: &Settings,
+    config: &Config,
+    notes: &mut Vec<Note>,
+) -> Result<(), LoadError> {
     let checkpoint = config.features.enabled("LeaseCheckpoint");
     match (
         checkpoint,
@@ -327,16 +300,24 @@ fn check_rest(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
         }
         _ => {}
     }
-    if config.compact_hash_check_time.is_zero() {
+    let without_effect = config.features.without_effect();
+    notes.extend(without_effect.map(Note::GateWithoutEffect));
+    if settings.duration("compact-hash-check-time").is_zero() {
         return invalid("--compact-hash-check-time must be >0 (set to 0s)");
     }
-    if config.name == DEFAULT_NAME {
+    if config.quota_backend_bytes > QUOTA_RECOMMENDED {
+        notes.push(Note::LargeQuota {
+            bytes: config.quota_backend_bytes,
+            recommended: QUOTA_RECOMMENDED,
+        });
+    }
+    if config.name == default("name") {
         notes.push(Note::DefaultName(config.name.clone()));
     }
-    if config.auth_token != "simple" && !config.auth_token.starts_with("simple,") {
+    let token = settings.text_or_default("auth-token");
+    if token != "simple" && !token.starts_with("simple,") {
         return invalid(format!(
-            "--auth-token={}: only simple tokens are supported yet",
-            config.auth_token
+            "--auth-token={token}: only simple tokens are supported yet"
         ));
     }
     match config.wal_segment_bytes {
@@ -350,8 +331,9 @@ fn check_rest(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
 /// Defaults that follow from others: this host's address where one listens on all, the cluster of one's own name, the
 /// data directory (etcd: `UpdateDefaultClusterFromName`).
 fn fill_in_defaults(config: &mut Config, notes: &mut Vec<Note>, host: fn() -> Option<IpAddr>) {
-    let default_peer = config.advertise_peer_urls == [Url::http(DEFAULT_PEER_URL)];
-    let default_client = config.advertise_client_urls == [Url::http(DEFAULT_CLIENT_URL)];
+    let defaults = Settings::default();
+    let default_peer = config.advertise_peer_urls == defaults.urls("initial-advertise-peer-urls");
+    let default_client = config.advertise_client_urls == defaults.urls("advertise-client-urls");
     let peer_port = default_peer
         .then(|| any_host_port(&config.listen_peer_urls))
         .flatten();
@@ -368,9 +350,10 @@ fn fill_in_defaults(config: &mut Config, notes: &mut Vec<Note>, host: fn() -> Op
             config.advertise_client_urls = vec![Url::http(format!("{host}:{port}"))];
         }
     }
-    if config.name != DEFAULT_NAME && config.initial_cluster == DEFAULT_CLUSTER {
+    let (name, cluster) = (default("name"), default("initial-cluster"));
+    if config.name != name && config.initial_cluster == cluster {
         let name = if config.name.is_empty() {
-            DEFAULT_NAME
+            name
         } else {
             &config.name
         };
@@ -412,7 +395,7 @@ mod tests {
         let settings = Settings::default();
         let mut config = build(&settings, false, &mut Vec::new()).unwrap();
         config.name = "n1".into();
-        config.initial_cluster = DEFAULT_CLUSTER.into();
+        config.initial_cluster = default("initial-cluster").into();
         config.listen_peer_urls = vec![Url::http("0.0.0.0:7001")];
         let mut notes = Vec::new();
         fill_in_defaults(&mut config, &mut notes, || Some([10, 0, 0, 7].into()));

@@ -52,15 +52,22 @@ const CONNECTIONS_MAX: usize = 1 << 20;
 /// First and longest pause after the system refused to accept a connection.
 const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// When a silent client is pinged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Time without a word from it until it is pinged.
+    pub interval: Duration,
+    /// Time until one that does not answer is given up.
+    pub timeout: Duration,
+}
+
 /// Settings of a listener. The defaults are etcd's.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerOptions {
     /// Calls a client may have open on one connection.
     pub max_concurrent_streams: u32,
-    /// Time without a word from an HTTP/2 client until it is pinged.
-    pub keepalive_interval: Duration,
-    /// Time until a client that does not answer a ping is given up.
-    pub keepalive_timeout: Duration,
+    /// When silent HTTP/2 clients are pinged; `None` for never.
+    pub keepalive: Option<Keepalive>,
     /// Connections held open; one more waits to be accepted.
     pub connections_max: usize,
     /// How long calls may go on once the listener is told to stop.
@@ -71,8 +78,10 @@ impl Default for ServerOptions {
     fn default() -> Self {
         ServerOptions {
             max_concurrent_streams: u32::MAX,
-            keepalive_interval: Duration::from_secs(2 * 60 * 60),
-            keepalive_timeout: Duration::from_secs(20),
+            keepalive: Some(Keepalive {
+                interval: Duration::from_secs(2 * 60 * 60),
+                timeout: Duration::from_secs(20),
+            }),
             connections_max: connections_max(),
             shutdown_deadline: Duration::from_secs(5),
         }
@@ -186,8 +195,7 @@ impl<B: ServerBackend> Port<B> {
     ) -> Result<(), ConnectionError> {
         let ServerOptions {
             max_concurrent_streams,
-            keepalive_interval,
-            keepalive_timeout,
+            keepalive,
             ..
         } = self.options;
         let port = Arc::clone(&self);
@@ -195,14 +203,18 @@ impl<B: ServerBackend> Port<B> {
             let port = Arc::clone(&port);
             async move { Ok::<_, Infallible>(port.answer(request, remote).await) }
         });
-        let connection = http2::Builder::new(Streams(self.tasks.clone()))
+        let mut builder = http2::Builder::new(Streams(self.tasks.clone()));
+        builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(max_concurrent_streams)
             .max_header_list_size(HEADERS_BYTES_MAX)
-            .keep_alive_interval(Some(keepalive_interval))
-            .keep_alive_timeout(keepalive_timeout)
-            .auto_date_header(false)
-            .serve_connection(io, service);
+            .auto_date_header(false);
+        if let Some(Keepalive { interval, timeout }) = keepalive {
+            builder
+                .keep_alive_interval(Some(interval))
+                .keep_alive_timeout(timeout);
+        }
+        let connection = builder.serve_connection(io, service);
         self.drive(connection, |connection| connection.graceful_shutdown())
             .await
     }

@@ -61,7 +61,15 @@ fn note(note: &Note) {
             "loaded server configuration; command line and environment are not used"
         ),
         Note::KeyUnknown(key) => tracing::warn!(key, "unrecognized key in the configuration file"),
-        Note::Ignored { name, reason } => tracing::info!(flag = name, reason, "flag has no effect"),
+        Note::Ignored { name, reason } => tracing::warn!(flag = name, reason, "flag has no effect"),
+        Note::GateWithoutEffect(name) => {
+            tracing::warn!(feature_gate = name, "feature gate has no effect");
+        }
+        Note::LargeQuota { bytes, recommended } => tracing::warn!(
+            quota_size_bytes = bytes,
+            quota_maximum_size_bytes = recommended,
+            "the quota of the database exceeds the recommended maximum"
+        ),
         Note::Deprecated { name, instead } => {
             tracing::warn!("--{name} is deprecated. Use '{instead}' instead.");
         }

@@ -123,11 +123,11 @@ impl ServerMetrics {
                 &[("server_go_version", &compiler)],
             )
             .set(1.0);
-        for (name, stage, _) in GATES {
-            let labels = [("name", name), ("stage", stage.as_str())];
+        for gate in &GATES {
+            let labels = [("name", gate.name), ("stage", gate.stage.as_str())];
             metrics
                 .gauge("etcd_server_feature_enabled", &labels)
-                .set(f64::from(features.enabled(name)));
+                .set(f64::from(features.in_effect(gate)));
         }
         metrics
     }
