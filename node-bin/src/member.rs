@@ -6,6 +6,7 @@
 
 pub mod answers;
 pub mod asking;
+pub mod auto_compaction;
 pub mod boot;
 pub mod cluster_version;
 pub mod election;

@@ -285,6 +285,7 @@ impl Running {
         tasks.spawn(tasks::advance_election(member.clone(), stop.clone()));
         tasks.spawn(tasks::watch_leader(member.clone(), stop.clone()));
         tasks.spawn(tasks::monitor_versions(member.clone(), stop.clone()));
+        tasks.spawn(tasks::compact_history(member.clone(), stop.clone()));
         let (seeing_to, after) = (
             tasks::follow_up(member.clone(), followups, stop.clone()),
             ended.clone(),

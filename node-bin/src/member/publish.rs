@@ -29,10 +29,19 @@ const V3_SINCE: Version = Version::new(3, 5, 0);
 /// First version that crashes on v2 writes.
 const V2_GONE: Version = Version::new(3, 7, 0);
 
+/// The form that the cluster's version alone decides, which speaks for every member once it is set.
+pub fn form_by_cluster(cluster_version: Option<Version>) -> Option<Form> {
+    match cluster_version {
+        Some(version) if version >= V3_SINCE => Some(Form::V3),
+        // 3.0 is what a leader sets while it does not know all members: it says nothing about them.
+        Some(version) if version > kvstore::version::MIN_CLUSTER_VERSION => Some(Form::V2),
+        _ => None,
+    }
+}
+
 /// The form that no known member crashes on; `None` while too little is known to choose.
 ///
-/// `members` are the versions the other members report, `None` for those that did not answer. Once a cluster version is
-/// set it speaks for all of them. After `patience_over` silent members are taken for new ones: a member that is down
+/// `members` are the versions the other members report, `None` for those that did not answer. After `patience_over` silent members are taken for new ones: a member that is down
 /// must not keep the others from serving, and 3.4 is the least likely to be it.
 pub fn form(
     cluster_version: Option<Version>,
@@ -46,14 +55,8 @@ pub fn form(
     if known().any(|version| *version < V3_SINCE) {
         return Some(Form::V2);
     }
-    match cluster_version {
-        Some(version) if version < V3_SINCE && version > kvstore::version::MIN_CLUSTER_VERSION => {
-            Some(Form::V2)
-        }
-        Some(version) if version >= V3_SINCE => Some(Form::V3),
-        // 3.0 is what a leader sets while it does not know all members: it says nothing about them.
-        _ => (patience_over || members.iter().all(Option::is_some)).then_some(Form::V3),
-    }
+    form_by_cluster(cluster_version)
+        .or_else(|| (patience_over || members.iter().all(Option::is_some)).then_some(Form::V3))
 }
 
 /// The entry that publishes a member.
@@ -147,6 +150,14 @@ mod tests {
             assert!(form(cluster, members, true).is_some());
         }
         assert_eq!(form(None, &[None, v("3.4.0")], true), Some(Form::V2));
+        for (cluster, expected) in [
+            (None, None),
+            (v("3.0.0"), None),
+            (v("3.4.0"), Some(Form::V2)),
+            (v("3.5.0"), Some(Form::V3)),
+        ] {
+            assert_eq!(form_by_cluster(cluster), expected, "{cluster:?}");
+        }
     }
 
     #[test]

@@ -1,20 +1,22 @@
-//! What a member does by itself: publish its name and URLs, keep the cluster version, advance its first
-//! election, see to what applied entries ask for.
+//! What a member does by itself: publish its name and URLs, keep the cluster version, compact history, advance its
+//! first election, see to what applied entries ask for.
 //!
 //! Each is a task over a running [`Member`] that ends with its token. Depends on the pure rules beside it.
 //! Invariant: nothing here changes replicated state but through the log.
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use kvstore::{
-    Duty,
-    pb::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
+    ApplyError, Duty,
+    pb::etcdserverpb::{AlarmRequest, AlarmType, CompactionRequest, alarm_request::AlarmAction},
     version::{Version, decide_cluster_version},
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    auto_compaction::AutoCompactor,
     cluster_version,
     election::{self, Advance},
     join,
@@ -24,7 +26,10 @@ use super::{
 };
 use crate::{
     config::url,
-    grpc::backend::{Proposal, ServerBackend},
+    grpc::{
+        backend::{Proposal, ServerBackend},
+        error::ServerError,
+    },
     version,
 };
 
@@ -46,25 +51,32 @@ pub enum Ended {
     Fatal(String),
 }
 
-/// The versions the other members report, `None` for those that do not answer.
+/// The versions the other members report, `None` for those that do not answer. All are asked at once, so that those
+/// out of reach take no more time than one of them.
 async fn others(member: &Member) -> Vec<Option<Version>> {
-    let mut versions = Vec::new();
-    for other in member
-        .reader
-        .members()
-        .iter()
-        .filter(|other| other.id != member.id())
-    {
-        let told = join::versions(
+    let members = member.reader.members();
+    let others = members.iter().filter(|other| other.id != member.id());
+    let asked = others.map(|other| {
+        join::versions(
             &member.peers,
             other.id,
             &other.peer_urls,
             member.config.request_timeout(),
         )
-        .await;
-        versions.push(told.and_then(|told| told.server()));
+    });
+    let told = join_all(asked).await;
+    told.into_iter()
+        .map(|versions| versions.and_then(|versions| versions.server()))
+        .collect()
+}
+
+/// The form in which this member may publish itself; nobody is asked once the cluster's version is decided.
+async fn publish_form(member: &Member, patience_over: bool) -> Option<Form> {
+    let decided = member.reader.cluster_version();
+    match publish::form_by_cluster(decided) {
+        Some(form) => Some(form),
+        None => publish::form(decided, &others(member).await, patience_over),
     }
-    versions
 }
 
 /// Tells the cluster this member's name and client URLs until that is in the log.
@@ -73,11 +85,8 @@ pub async fn publish(member: &Member, stop: &CancellationToken) {
     let client_urls = url::strings(&member.config.advertise_client_urls);
     let attempts = async {
         loop {
-            let versions = others(member).await;
             let patience_over = Instant::now() > patient_until;
-            if let Some(form) =
-                publish::form(member.reader.cluster_version(), &versions, patience_over)
-            {
+            if let Some(form) = publish_form(member, patience_over).await {
                 let id = member.request_ids.next();
                 let entry =
                     publish::entry(form, id, member.id(), &member.config.name, &client_urls);
@@ -137,6 +146,40 @@ async fn update_version(member: &Member) {
     if let Err(error) = member.submit(id, entry.into()).await {
         tracing::warn!(%error, cluster_version = %decided, "failed to update cluster version");
     }
+}
+
+/// While this member leads, compacts history as the flags say.
+pub async fn compact_history(member: Arc<Member>, stop: CancellationToken) {
+    let now = || Instant::now().into_std();
+    let mode = member.config.auto_compaction;
+    let Some(mut compactor) = AutoCompactor::new(mode, now(), member.reader.revision()) else {
+        return;
+    };
+    let turns = async {
+        loop {
+            tokio::time::sleep(compactor.pause()).await;
+            let revision = member.reader.revision();
+            let Some(at) = compactor.turn(now(), revision, member.is_leader()) else {
+                continue;
+            };
+            tracing::info!(revision = at, mode = ?mode, "starting auto compaction");
+            let request = CompactionRequest {
+                revision: at,
+                physical: false,
+            };
+            match member.propose(Proposal::Compaction(request)).await {
+                // Somebody else may have been faster.
+                Ok(_) | Err(ServerError::Apply(ApplyError::Compacted)) => {
+                    compactor.compacted(now(), at);
+                    tracing::info!(revision = at, "completed auto compaction");
+                }
+                Err(error) => {
+                    tracing::warn!(revision = at, %error, "failed auto compaction");
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(turns).await;
 }
 
 /// Brings the first election nearer once it is clear that no leader is about to be heard.
