@@ -185,7 +185,10 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     // Set once, here.
     let _ = node.set(running_node.clone());
 
+    let server_metrics = ServerMetrics::register(recorder, config.server_version, &config.features);
+    server_metrics.identify(id);
     let member = Arc::new(Member {
+        metrics: Arc::new(server_metrics),
         responder: Responder {
             cluster_id,
             member_id: id,
@@ -346,12 +349,7 @@ impl Running {
             self.stop_clients.clone(),
             self.member.config.clone(),
         );
-        let server_metrics = Arc::new(ServerMetrics::register(
-            metrics.recorder(),
-            config.server_version,
-            &config.features,
-        ));
-        server_metrics.identify(member.id());
+        let server_metrics = member.metrics.clone();
         let grpc_metrics = GrpcMetrics::register(&*metrics.recorder(), config.metrics);
         let services = Services::new(
             member.clone(),

@@ -93,12 +93,22 @@ pub fn may_promote(voters: &[Voter]) -> Result<(), ServerError> {
     }
 }
 
-/// Whether a learner has enough of the leader's log. Both indexes are what the leader knows to be there.
-pub fn is_learner_ready(learner: u64, leader: u64) -> Result<(), ServerError> {
-    if (learner as f64) < READY_SHARE * leader as f64 {
-        Err(ServerError::LearnerNotReady)
-    } else {
-        Ok(())
+/// Whether a learner has enough of the leader's log. `progress` is how far each member's log is known to match this
+/// one's, which only a leader knows.
+pub fn is_learner_ready(
+    progress: &[(MemberId, u64)],
+    own: MemberId,
+    learner: MemberId,
+) -> Result<(), ServerError> {
+    let matched = |of: MemberId| {
+        let found = progress.iter().find(|(id, _)| *id == of);
+        found.map(|(_, matched)| *matched)
+    };
+    // Without its own there is nothing to compare with: the leader is another, or has only just become it.
+    let leader = matched(own).ok_or(ServerError::NotLeader)?;
+    match matched(learner) {
+        Some(learner) if learner as f64 >= READY_SHARE * leader as f64 => Ok(()),
+        _ => Err(ServerError::LearnerNotReady),
     }
 }
 
@@ -191,8 +201,24 @@ mod tests {
             may_promote(&voters(&[(true, LONG), (false, None), (false, None)])),
             Err(ServerError::NotEnoughStartedMembers)
         );
-        assert_eq!(is_learner_ready(90, 100), Ok(()));
-        assert_eq!(is_learner_ready(89, 100), Err(ServerError::LearnerNotReady));
-        assert_eq!(is_learner_ready(0, 0), Ok(()));
+    }
+
+    #[test]
+    fn a_learner_is_ready_with_nine_tenths_of_the_leader_s_log_which_only_the_leader_knows() {
+        let (own, learner) = (MemberId(1), MemberId(4));
+        let ready = |progress: &[(u64, u64)]| {
+            let progress: Vec<_> = progress
+                .iter()
+                .map(|(id, matched)| (MemberId(*id), *matched))
+                .collect();
+            is_learner_ready(&progress, own, learner)
+        };
+        assert_eq!(ready(&[(1, 100), (4, 90)]), Ok(()));
+        assert_eq!(ready(&[(1, 0), (4, 0)]), Ok(()));
+        let lags = Err(ServerError::LearnerNotReady);
+        assert_eq!(ready(&[(1, 100), (4, 89)]), lags);
+        assert_eq!(ready(&[(1, 100), (2, 100)]), lags);
+        assert_eq!(ready(&[]), Err(ServerError::NotLeader));
+        assert_eq!(ready(&[(4, 100)]), Err(ServerError::NotLeader));
     }
 }

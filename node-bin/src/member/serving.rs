@@ -39,6 +39,7 @@ use crate::{
         error::ServerError,
         header::Responder,
     },
+    metrics::ServerMetrics,
 };
 
 /// Pause before a configuration change is proposed again because another one was under way.
@@ -60,6 +61,8 @@ pub struct Member {
     pub peers: PeerClient,
     /// Ids of its requests.
     pub request_ids: RequestIds,
+    /// Its own metrics.
+    pub metrics: Arc<ServerMetrics>,
     /// When the present leader became known.
     pub leader_elected: Mutex<Option<Instant>>,
 }
@@ -206,15 +209,30 @@ impl Member {
         })
     }
 
-    /// Gives a learner a vote; only the leader knows whether it is ready.
+    /// Gives a learner a vote, which only the leader may do.
+    ///
+    /// # Errors
+    /// `NotLeader` when this member does not lead, or has only just begun to: whoever asks should ask again.
     pub async fn promote_here(&self, id: MemberId) -> Result<Vec<membership::Member>, ServerError> {
-        let progress = self.node.progress();
-        let matched = |of: MemberId| {
-            progress
-                .iter()
-                .find(|(id, _)| *id == of)
-                .map(|(_, matched)| *matched)
-        };
+        let outcome = self.promote_as_leader(id).await;
+        match &outcome {
+            Ok(_) => self.metrics.learner_promote_successes.increment(1),
+            // The leader's to count.
+            Err(ServerError::NotLeader) => {}
+            // Texts that are made up on the way would make series without end.
+            Err(ServerError::Other(_)) => self.metrics.learner_promote_failed("other"),
+            Err(error) => self.metrics.learner_promote_failed(&error.to_string()),
+        }
+        outcome
+    }
+
+    async fn promote_as_leader(
+        &self,
+        id: MemberId,
+    ) -> Result<Vec<membership::Member>, ServerError> {
+        if !self.is_leader() {
+            return Err(ServerError::NotLeader);
+        }
         let member = self
             .reader
             .member(id)
@@ -222,10 +240,7 @@ impl Member {
         if !member.is_learner {
             return Err(kvstore::ApplyError::MemberNotLearner.into());
         }
-        match (matched(id), matched(self.id())) {
-            (Some(learner), Some(leader)) => reconfig::is_learner_ready(learner, leader)?,
-            _ => return Err(ServerError::LearnerNotReady),
-        }
+        reconfig::is_learner_ready(&self.node.progress(), self.id(), id)?;
         self.strictly(reconfig::may_promote)?;
         self.configure(ConfChangeType::AddNode, id, json::promotion(id))
             .await?;
@@ -335,14 +350,12 @@ impl ServerBackend for Member {
         let begun = Instant::now();
         let forwarding = async {
             loop {
-                if self.is_leader() {
-                    return self.promote_here(id).await;
+                match self.promote_here(id).await {
+                    Err(ServerError::NotLeader) => {}
+                    outcome => return outcome,
                 }
-                let leader = self
-                    .node
-                    .status()
-                    .leader
-                    .and_then(|leader| self.reader.member(leader));
+                let leader = self.node.status().leader.filter(|id| *id != self.id());
+                let leader = leader.and_then(|leader| self.reader.member(leader));
                 for url in leader.iter().flat_map(|leader| &leader.peer_urls) {
                     if let Some(told) = self
                         .peers

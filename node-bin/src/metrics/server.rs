@@ -175,7 +175,7 @@ impl ServerMetrics {
     }
 
     /// Counts a learner that could not be promoted.
-    pub fn learner_promote_failed(&self, reason: &'static str) {
+    pub fn learner_promote_failed(&self, reason: &str) {
         counter(
             &*self.recorder,
             "etcd_server_learner_promote_failures",
