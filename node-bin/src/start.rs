@@ -110,18 +110,7 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let recorder = metrics.recorder();
     let listeners = Listeners::bind(&config)?;
 
-    let disk: Arc<dyn Disk> = if config.unsafe_no_fsync {
-        Arc::new(Unsynced(RealDisk))
-    } else {
-        Arc::new(RealDisk)
-    };
-    let mut options =
-        StorageOptions::new(disk, config.wal_dir(), config.snap_dir(), recorder.clone());
-    options.segments_max = config.max_wals;
-    options.snapshots_max = config.max_snapshots;
-    if let Some(bytes) = config.wal_segment_bytes {
-        options.segment_bytes = bytes;
-    }
+    let options = storage_options(&config, recorder.clone());
     let asking = PeerClient::new(Client::plain(config.peer_dial_timeout()), None);
     let Boot {
         metadata,
@@ -133,7 +122,10 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
 
     let (ended, ended_watch) = watch::channel(None);
     let ended = Arc::new(ended);
-    let mut store = open_store(&config, id, recorder.clone(), ended.clone())?;
+    let (opened, of, to) = (config.clone(), recorder.clone(), ended.clone());
+    // Reads every row once, which takes its time.
+    let mut store = boot::blocking(move || open_store(&opened, id, of, to)).await??;
+    boot::is_ours(&config, id, &store.reader().members())?;
     store.begin_replay(storage.snapshot())?;
     let reader = store.reader();
     let own_version = version::to_store(config.server_version);
@@ -210,6 +202,21 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     };
     running.spawn(listeners, metrics, ended, followups_waiting);
     Ok(running)
+}
+
+fn storage_options(config: &Config, recorder: crate::metrics::SharedRecorder) -> StorageOptions {
+    let disk: Arc<dyn Disk> = if config.unsafe_no_fsync {
+        Arc::new(Unsynced(RealDisk))
+    } else {
+        Arc::new(RealDisk)
+    };
+    let mut options = StorageOptions::new(disk, config.wal_dir(), config.snap_dir(), recorder);
+    options.segments_max = config.max_wals;
+    options.snapshots_max = config.max_snapshots;
+    if let Some(bytes) = config.wal_segment_bytes {
+        options.segment_bytes = bytes;
+    }
+    options
 }
 
 fn open_store(

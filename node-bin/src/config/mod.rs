@@ -164,7 +164,7 @@ pub struct Config {
     pub(crate) raft_write_timeout: Duration,
     pub(crate) strict_reconfig_check: bool,
     pub(crate) pre_vote: bool,
-    pub force_new_cluster: bool,
+    pub(crate) force_new_cluster: bool,
     pub(crate) unsafe_no_fsync: bool,
     pub(crate) auto_compaction: AutoCompaction,
     pub(crate) warning_apply_duration: Duration,

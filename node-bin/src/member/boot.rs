@@ -49,18 +49,39 @@ pub enum BootError {
     /// The list of the cluster to join lacks this member.
     #[error("couldn't find local name {0:?} among the members of the cluster")]
     Unlisted(String),
-    /// The data directory belongs to another member of the initial cluster.
+    /// The data directory belongs to another member than the one of this name.
     #[error(
-        "data directory {path} belongs to member {found}, which the initial cluster calls {name:?}"
+        "data directory {path} belongs to member {found}, {}; the member called {own_name:?} is {own}",
+        called(.name)
     )]
     OtherMember {
         /// The directory.
         path: String,
         /// Whose it is.
         found: MemberId,
-        /// The name of that member.
+        /// The name of that member; empty if it has none yet.
         name: String,
+        /// The name this member was given.
+        own_name: String,
+        /// Whose name that is.
+        own: MemberId,
     },
+    /// An earlier start that was interrupted began as somebody else.
+    #[error(
+        "data directory {path} holds the empty log of member {found}, but the flags make this one {own}; \
+         remove it if no member {found} is wanted"
+    )]
+    BegunAsAnother {
+        /// The directory.
+        path: String,
+        /// As whom the earlier start began.
+        found: MemberId,
+        /// Who this member is.
+        own: MemberId,
+    },
+    /// Work that may take long panicked.
+    #[error("starting was interrupted: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
     /// The log.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -72,6 +93,21 @@ pub enum BootError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+fn called(name: &str) -> String {
+    if name.is_empty() {
+        "which has no name yet".into()
+    } else {
+        format!("called {name:?}")
+    }
+}
+
+/// Runs what may take long, such as asking name servers, where it keeps nobody from hearing a signal.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, BootError> {
+    Ok(tokio::task::spawn_blocking(work).await?)
 }
 
 /// Finds out who this member is and opens or creates its log.
@@ -90,9 +126,10 @@ pub async fn boot(
             })?;
     }
     if Storage::exists(options)? {
-        let storage = Storage::open(options)?;
+        let opened = options.clone();
+        let storage = blocking(move || Storage::open(&opened)).await??;
         let metadata = storage.metadata();
-        is_ours(config, metadata.node_id)?;
+        is_ours(config, metadata.node_id, &founders(config))?;
         if !storage.is_empty() {
             tracing::info!(
                 local_member_id = %metadata.node_id, cluster_id = %metadata.cluster_id,
@@ -133,10 +170,10 @@ async fn begin(
         Some(storage) => {
             let found = storage.metadata().node_id;
             let path = config.data_dir.display().to_string();
-            return Err(BootError::OtherMember {
+            return Err(BootError::BegunAsAnother {
                 path,
                 found,
-                name: String::new(),
+                own: metadata.node_id,
             });
         }
         None => Storage::create(options, metadata)?,
@@ -144,21 +181,10 @@ async fn begin(
     if let Some(members) = members {
         let contexts: Vec<_> = members
             .into_iter()
-            .map(
-                |InitialMember {
-                     id,
-                     name,
-                     peer_urls,
-                 }| {
-                    let member = Member {
-                        id,
-                        name,
-                        peer_urls,
-                        ..Member::default()
-                    };
-                    (id, json::member(&member).into())
-                },
-            )
+            .map(|member| {
+                let member = unpublished(member);
+                (member.id, json::member(&member).into())
+            })
             .collect();
         storage.bootstrap(&contexts)?;
     }
@@ -203,11 +229,13 @@ async fn found(
     initial: &InitialCluster,
     peers: &PeerClient,
 ) -> Result<(Metadata, Vec<InitialMember>), BootError> {
-    initial.verify_bootstrap(
-        &config.name,
-        &config.advertise_peer_urls,
-        &SystemResolver::start(),
-    )?;
+    let (listed, name, advertised) = (
+        initial.clone(),
+        config.name.clone(),
+        config.advertise_peer_urls.clone(),
+    );
+    blocking(move || listed.verify_bootstrap(&name, &advertised, &SystemResolver::start()))
+        .await??;
     let members = initial.found(&config.initial_cluster_token)?;
     let node_id = own(&members, &config.name)?;
     if join::is_bootstrapped(peers, &initial.remote_urls(&config.name), node_id).await {
@@ -233,7 +261,8 @@ async fn existing(
     initial.verify_join(&config.name)?;
     let cluster =
         join::remote_cluster(peers, &initial.remote_urls(&config.name), MEMBERS_TIME).await?;
-    let members = initial.join(&cluster.peers(), &SystemResolver::start())?;
+    let (listed, members) = (initial.clone(), cluster.peers());
+    let members = blocking(move || listed.join(&members, &SystemResolver::start())).await??;
     let node_id = own(&members, &config.name)?;
     let own_version = version::to_store(config.server_version);
     join::check_versions(
@@ -267,24 +296,77 @@ fn own(members: &[InitialMember], name: &str) -> Result<MemberId, BootError> {
         .ok_or_else(|| BootError::Unlisted(name.into()))
 }
 
-/// A log decides who a member is, whatever the flags say. But if they give its id another name, somebody
-/// has mixed up the directories of two members, and both would speak for one.
-fn is_ours(config: &Config, found: MemberId) -> Result<(), BootError> {
-    let Ok(initial) = InitialCluster::parse(&config.initial_cluster) else {
-        return Ok(());
-    };
-    let Ok(members) = initial.found(&config.initial_cluster_token) else {
-        return Ok(());
-    };
-    match members.into_iter().find(|member| member.id == found) {
-        Some(member) if member.name != config.name => {
-            let path = config.data_dir.display().to_string();
-            Err(BootError::OtherMember {
-                path,
-                found,
-                name: member.name,
-            })
-        }
+/// The members the flags would found a cluster with, as far as they can be read: nobody needs them any more.
+fn founders(config: &Config) -> Vec<Member> {
+    let founders = InitialCluster::parse(&config.initial_cluster)
+        .and_then(|initial| initial.found(&config.initial_cluster_token))
+        .unwrap_or_default();
+    founders.into_iter().map(unpublished).collect()
+}
+
+fn unpublished(member: InitialMember) -> Member {
+    let InitialMember {
+        id,
+        name,
+        peer_urls,
+    } = member;
+    Member {
+        id,
+        name,
+        peer_urls,
+        ..Member::default()
+    }
+}
+
+/// A log decides who a member is, whatever the flags say, and a member may be given another name. But if another
+/// member has that name, somebody has mixed up the directories of the two, and both would speak for one.
+///
+/// To be asked of the members the flags name, and of those the store knows, which also has those that were added.
+pub fn is_ours(config: &Config, found: MemberId, members: &[Member]) -> Result<(), BootError> {
+    let name = members.iter().find(|member| member.id == found);
+    let name = name.map(|member| member.name.clone()).unwrap_or_default();
+    let namesake = members.iter().find(|member| member.name == config.name);
+    match namesake {
+        Some(other) if other.id != found && name != config.name => Err(BootError::OtherMember {
+            path: config.data_dir.display().to_string(),
+            found,
+            name,
+            own_name: config.name.clone(),
+            own: other.id,
+        }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_another_member_s_if_somebody_else_has_this_one_s_name() {
+        let config = Config::from_flags(&["--name=n2", "--data-dir=/d"]).unwrap();
+        let member = |id, name: &str| Member {
+            id: MemberId(id),
+            name: name.into(),
+            ..Member::default()
+        };
+        let ours = |found, members: &[Member]| is_ours(&config, MemberId(found), members);
+        let cluster = [member(1, "n1"), member(2, "n2"), member(4, "")];
+        assert!(ours(2, &cluster).is_ok());
+        let error = ours(1, &cluster).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "data directory /d belongs to member 1, called \"n1\"; the member called \"n2\" is 2"
+        );
+        let error = ours(4, &cluster).unwrap_err().to_string();
+        assert!(
+            error.contains("member 4, which has no name yet; "),
+            "{error}"
+        );
+        // Given another name, without one before, sharing one: all as in etcd.
+        assert!(ours(1, &cluster[..1]).is_ok());
+        assert!(ours(4, &[member(1, "n1"), member(4, "")]).is_ok());
+        assert!(ours(3, &[member(1, "n2"), member(3, "n2")]).is_ok());
+        assert!(ours(9, &[]).is_ok());
     }
 }
