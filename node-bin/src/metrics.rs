@@ -1,7 +1,7 @@
 //! The process's metrics: the recorder every layer registers on, and what `/metrics` answers.
 //!
 //! Names, types, labels and buckets are etcd's, because dashboards and alerts are written for them; `scrape` compares
-//! a rendered text with a list of them. Depends on no other module. Invariant: every histogram has buckets; without
+//! a rendered text with a list of them. Depends on the transport only for which series have ended. Invariant: every histogram has buckets; without
 //! them the exporter would make it a summary.
 
 mod buckets;
@@ -9,11 +9,15 @@ mod process;
 pub mod scrape;
 mod server;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use metrics::Recorder;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
+use transport_http::EndedSeries;
 
 pub use self::server::{HealthCheck, RequestKind, ServerMetrics};
 
@@ -29,6 +33,8 @@ const UPKEEP: Duration = Duration::from_secs(2);
 pub struct Metrics {
     recorder: SharedRecorder,
     handle: PrometheusHandle,
+    /// Series of peers that were removed: the exporter keeps them, a scrape does not show them.
+    ended: Arc<OnceLock<EndedSeries>>,
 }
 
 impl Metrics {
@@ -42,6 +48,7 @@ impl Metrics {
         Ok(Metrics {
             handle: recorder.handle(),
             recorder: Arc::new(recorder),
+            ended: Arc::default(),
         })
     }
 
@@ -50,9 +57,18 @@ impl Metrics {
         Arc::clone(&self.recorder)
     }
 
+    /// From now on the series of peers that are gone are left out. Only the first call counts.
+    pub fn leave_out(&self, ended: EndedSeries) {
+        // A member has one transport.
+        let _ = self.ended.set(ended);
+    }
+
     /// The text of `/metrics`. Takes some 50 µs per KB; the caller decides where to spend them.
     pub fn render(&self) -> String {
         let mut text = self.handle.render();
+        if let Some(ended) = self.ended.get() {
+            text = ended.strip(text);
+        }
         process::render(&mut text);
         text
     }

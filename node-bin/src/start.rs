@@ -146,6 +146,7 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
         node: node.clone(),
     };
     let transport = start_transport(&config, id, cluster_id, &recorder, inbound)?;
+    metrics.leave_out(transport.ended_series());
     for (remote, urls) in &remotes {
         transport.add_remote(*remote, urls)?;
     }

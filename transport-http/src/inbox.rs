@@ -13,14 +13,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use transport_core::{
     MemberId,
-    lane::{Budget, DropReason, Lane, Pushed, SharedBudget},
+    lane::{Budget, DropReason, Pushed, SharedBudget},
     raftpb::{Message, MessageType},
 };
 
 use crate::{
     config::TransportConfig,
     log_gate::LogGate,
-    metrics::{PeerMetrics, Queue, QueueMetrics},
+    metered_lane::MeteredLane,
+    metrics::{PeerMetrics, Queue},
     raft::{ProcessError, Raft},
 };
 
@@ -37,18 +38,16 @@ pub(crate) struct Inbox {
 }
 
 struct Intake {
-    lane: Mutex<Lane>,
+    lane: Mutex<MeteredLane>,
     arrived: Notify,
-    metrics: QueueMetrics,
     queue: Queue,
 }
 
 impl Intake {
     fn new(budget: Budget, shared: SharedBudget, metrics: &PeerMetrics, queue: Queue) -> Self {
         Intake {
-            lane: Mutex::new(Lane::new(budget, Some(shared))),
+            lane: Mutex::new(MeteredLane::new(budget, shared, metrics.queue(queue))),
             arrived: Notify::new(),
-            metrics: metrics.queue(queue),
             queue,
         }
     }
@@ -57,7 +56,6 @@ impl Intake {
         let mut lane = self.lane.lock();
         let was_empty = lane.is_empty();
         let pushed = lane.push(message);
-        self.metrics.bytes.set(lane.bytes() as f64);
         drop(lane);
         match pushed {
             Ok(Pushed::Queued) if was_empty => self.arrived.notify_one(),
@@ -67,24 +65,39 @@ impl Intake {
         Ok(())
     }
 
+    fn refuse(&self, reason: DropReason) -> Result<(), DropReason> {
+        self.dropped(reason, 1);
+        Err(reason)
+    }
+
+    fn dropped(&self, reason: DropReason, count: usize) {
+        self.lane.lock().dropped(reason, count);
+    }
+
     async fn take(&self, into: &mut Vec<Message>) {
         loop {
             let arrived = self.arrived.notified();
-            {
-                let mut lane = self.lane.lock();
-                if lane.drain(BATCH_BYTES, into) > 0 {
-                    self.metrics.bytes.set(lane.bytes() as f64);
-                    return;
-                }
+            if self.lane.lock().drain(BATCH_BYTES, into) > 0 {
+                return;
             }
             arrived.await;
         }
     }
+}
 
-    fn clear(&self, reason: DropReason) {
-        let cleared = self.lane.lock().clear();
-        self.metrics.dropped(reason, cleared.messages);
-        self.metrics.bytes.set(0.0);
+/// The messages a worker has taken; those raft did not get are counted when the worker ends.
+struct Batch<'a> {
+    /// Last first.
+    messages: Vec<Message>,
+    intake: &'a Intake,
+    /// One is with raft, which may or may not have it.
+    processing: bool,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let count = self.messages.len() + usize::from(self.processing);
+        self.intake.dropped(DropReason::Stopped, count);
     }
 }
 
@@ -104,13 +117,14 @@ impl Inbox {
     pub(crate) fn push(&self, message: Message, is_active: bool) {
         let kind = message.kind();
         let (intake, pushed) = match kind {
-            None => (&self.receive, Err(DropReason::UnknownType)),
-            Some(kind) if kind.is_local() => (&self.receive, Err(DropReason::LocalType)),
+            None => (&self.receive, self.receive.refuse(DropReason::UnknownType)),
+            Some(kind) if kind.is_local() => {
+                (&self.receive, self.receive.refuse(DropReason::LocalType))
+            }
             Some(MessageType::Propose) => (&self.proposals, self.proposals.push(message)),
             Some(_) => (&self.receive, self.receive.push(message)),
         };
         let Err(reason) = pushed else { return };
-        intake.metrics.dropped(reason, 1);
         self.metrics.received_failures.increment(1);
         if let Some(held_back) = self.refused.open() {
             tracing::warn!(
@@ -123,6 +137,11 @@ impl Inbox {
                 "dropped received Raft message"
             );
         }
+    }
+
+    /// A message came while the peer is paused.
+    pub(crate) fn drop_paused(&self) {
+        self.receive.dropped(DropReason::Paused, 1);
     }
 
     /// Hands messages other than proposals to raft until cancelled.
@@ -144,14 +163,22 @@ impl Inbox {
     }
 
     async fn work<R: Raft>(&self, intake: &Intake, raft: &R, cancel: CancellationToken) {
+        let mut batch = Batch {
+            messages: Vec::new(),
+            intake,
+            processing: false,
+        };
         let working = async {
             let failed = LogGate::default();
-            let mut batch = Vec::new();
             loop {
-                intake.take(&mut batch).await;
-                for message in batch.drain(..) {
-                    if let Err(error) = raft.process(message).await {
-                        self.log_failed(&failed, &error);
+                intake.take(&mut batch.messages).await;
+                batch.messages.reverse();
+                while let Some(message) = batch.messages.pop() {
+                    batch.processing = true;
+                    let processed = raft.process(message).await;
+                    batch.processing = false;
+                    if let Err(error) = processed {
+                        self.not_processed(intake, &failed, &error);
                     }
                 }
                 // A raft that is never busy must not keep the other tasks of this thread waiting.
@@ -163,13 +190,14 @@ impl Inbox {
             () = cancel.cancelled() => {}
             () = working => {}
         }
-        intake.clear(DropReason::Stopped);
+        intake.lane.lock().stop();
     }
 
-    fn log_failed(&self, gate: &LogGate, error: &ProcessError) {
+    fn not_processed(&self, intake: &Intake, gate: &LogGate, error: &ProcessError) {
         if *error == ProcessError::Stopped {
-            return;
+            return intake.dropped(DropReason::Stopped, 1);
         }
+        intake.dropped(DropReason::Refused, 1);
         if let Some(held_back) = gate.open() {
             tracing::warn!(
                 "remote-peer-id" = %self.peer,

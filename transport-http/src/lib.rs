@@ -114,6 +114,7 @@ mod handshake;
 mod inbox;
 mod limiter;
 mod log_gate;
+mod metered_lane;
 mod metrics;
 pub mod net;
 mod peer;
@@ -121,6 +122,7 @@ mod pipeline;
 mod prober;
 mod race;
 mod raft;
+mod refusals;
 mod remote;
 mod reports;
 mod requests;
@@ -140,7 +142,7 @@ pub use body::PeerBody;
 pub use config::{DEFAULT_SERVER_VERSION, Limits, SharedRecorder, TransportConfig};
 pub use error::{ClientError, CriticalError, StartError, UrlError};
 pub use handshake::{HandshakeCause, HandshakeError};
-pub use metrics::histogram_buckets;
+pub use metrics::{EndedSeries, histogram_buckets};
 pub use raft::{
     OutgoingSnapshot, ProcessError, Raft, SnapshotSink, SnapshotSource, SnapshotStatus,
     SnapshotWriter,

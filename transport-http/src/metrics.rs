@@ -3,224 +3,33 @@
 //! Handles are resolved once per peer. Labels are bounded: only ids of members and remotes appear, never what a
 //! request merely claims. Help texts are our own; names, types, labels and buckets are etcd's contract.
 
-use std::sync::OnceLock;
+pub(crate) mod causes;
+mod ended;
+mod names;
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
 use transport_core::{MemberId, lane::DropReason};
 
+use self::{
+    causes::{Cause, Causes},
+    names::*,
+};
+pub use self::{ended::EndedSeries, names::histogram_buckets};
+pub(crate) use self::{
+    ended::RemoteLabel,
+    names::{HANDSHAKE_FAILURES, SNAP_DB_FSYNC_SECONDS, SNAP_DB_SAVE_SECONDS, describe_snap_db},
+};
 use crate::{
     config::SharedRecorder,
     handshake::{HandshakeFailures, Side},
+    refusals::Refusals,
 };
-
-const ACTIVE_PEERS: &str = "etcd_network_active_peers";
-const DISCONNECTED_PEERS: &str = "etcd_network_disconnected_peers_total";
-const SENT_BYTES: &str = "etcd_network_peer_sent_bytes_total";
-const RECEIVED_BYTES: &str = "etcd_network_peer_received_bytes_total";
-const SENT_FAILURES: &str = "etcd_network_peer_sent_failures_total";
-const RECEIVED_FAILURES: &str = "etcd_network_peer_received_failures_total";
-const ROUND_TRIP_SECONDS: &str = "etcd_network_peer_round_trip_time_seconds";
-const SNAPSHOT_SEND_SUCCESS: &str = "etcd_network_snapshot_send_success";
-const SNAPSHOT_SEND_INFLIGHTS: &str = "etcd_network_snapshot_send_inflights_total";
-const SNAPSHOT_SEND_FAILURES: &str = "etcd_network_snapshot_send_failures";
-const SNAPSHOT_SEND_SECONDS: &str = "etcd_network_snapshot_send_total_duration_seconds";
-const SNAPSHOT_RECEIVE_SUCCESS: &str = "etcd_network_snapshot_receive_success";
-const SNAPSHOT_RECEIVE_INFLIGHTS: &str = "etcd_network_snapshot_receive_inflights_total";
-const SNAPSHOT_RECEIVE_FAILURES: &str = "etcd_network_snapshot_receive_failures";
-const SNAPSHOT_RECEIVE_SECONDS: &str = "etcd_network_snapshot_receive_total_duration_seconds";
-pub(crate) const SNAP_DB_SAVE_SECONDS: &str = "etcd_snap_db_save_total_duration_seconds";
-pub(crate) const SNAP_DB_FSYNC_SECONDS: &str = "etcd_snap_db_fsync_duration_seconds";
-const QUEUE_BYTES: &str = "rafthttp_queue_bytes";
-const DROPPED_MESSAGES: &str = "rafthttp_dropped_messages_total";
-const FLUSH_BYTES: &str = "rafthttp_flush_bytes";
-const STREAM_ATTACHED: &str = "rafthttp_stream_attached";
-pub(crate) const HANDSHAKE_FAILURES: &str = "rafthttp_handshake_failures_total";
 
 /// The `From` label for a snapshot sender nobody here knows.
 pub(crate) const UNKNOWN_SNAPSHOT_SENDER: &str = "UNKNOWN_SNAPSHOT_SENDER";
 
 static METADATA: Metadata<'static> =
     Metadata::new("transport_http", Level::INFO, Some("transport_http"));
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-const DESCRIPTIONS: [(&str, Kind, Unit, &str); 20] = [
-    (
-        ACTIVE_PEERS,
-        Kind::Gauge,
-        Unit::Count,
-        "Whether the peer is reachable by any channel (1) or not (0).",
-    ),
-    (
-        DISCONNECTED_PEERS,
-        Kind::Counter,
-        Unit::Count,
-        "How often the peer went from reachable to unreachable.",
-    ),
-    (
-        SENT_BYTES,
-        Kind::Counter,
-        Unit::Bytes,
-        "Bytes of raft messages handed to the peer's connections.",
-    ),
-    (
-        RECEIVED_BYTES,
-        Kind::Counter,
-        Unit::Bytes,
-        "Bytes of raft messages read; link heartbeats come from 0.",
-    ),
-    (
-        SENT_FAILURES,
-        Kind::Counter,
-        Unit::Count,
-        "Failed sends to the peer: full queue, broken stream, failed request.",
-    ),
-    (
-        RECEIVED_FAILURES,
-        Kind::Counter,
-        Unit::Count,
-        "Received messages that were dropped or could not be read.",
-    ),
-    (
-        ROUND_TRIP_SECONDS,
-        Kind::Histogram,
-        Unit::Seconds,
-        "Smoothed round trip of probes on an established connection.",
-    ),
-    (
-        SNAPSHOT_SEND_SUCCESS,
-        Kind::Counter,
-        Unit::Count,
-        "Snapshots the receiver accepted.",
-    ),
-    (
-        SNAPSHOT_SEND_INFLIGHTS,
-        Kind::Gauge,
-        Unit::Count,
-        "Snapshots on their way to the receiver.",
-    ),
-    (
-        SNAPSHOT_SEND_FAILURES,
-        Kind::Counter,
-        Unit::Count,
-        "Snapshots that did not reach the receiver.",
-    ),
-    (
-        SNAPSHOT_SEND_SECONDS,
-        Kind::Histogram,
-        Unit::Seconds,
-        "Time a snapshot took from first byte to acceptance.",
-    ),
-    (
-        SNAPSHOT_RECEIVE_SUCCESS,
-        Kind::Counter,
-        Unit::Count,
-        "Snapshots received, saved and accepted.",
-    ),
-    (
-        SNAPSHOT_RECEIVE_INFLIGHTS,
-        Kind::Gauge,
-        Unit::Count,
-        "Snapshots being received.",
-    ),
-    (
-        SNAPSHOT_RECEIVE_FAILURES,
-        Kind::Counter,
-        Unit::Count,
-        "Snapshots refused, broken off or not saved.",
-    ),
-    (
-        SNAPSHOT_RECEIVE_SECONDS,
-        Kind::Histogram,
-        Unit::Seconds,
-        "Time a received snapshot took until accepted.",
-    ),
-    (
-        QUEUE_BYTES,
-        Kind::Gauge,
-        Unit::Bytes,
-        "Encoded size of the messages waiting in a queue of the peer.",
-    ),
-    (
-        DROPPED_MESSAGES,
-        Kind::Counter,
-        Unit::Count,
-        "Messages dropped, by queue and reason.",
-    ),
-    (
-        FLUSH_BYTES,
-        Kind::Histogram,
-        Unit::Bytes,
-        "Size of one write to a stream.",
-    ),
-    (
-        STREAM_ATTACHED,
-        Kind::Gauge,
-        Unit::Count,
-        "Whether the peer reads this stream of ours (1) or not (0).",
-    ),
-    (
-        HANDSHAKE_FAILURES,
-        Kind::Counter,
-        Unit::Count,
-        "Connections between members that did not become usable, by side and cause.",
-    ),
-];
-
-fn describe(
-    recorder: &SharedRecorder,
-    name: &'static str,
-    kind: Kind,
-    unit: Unit,
-    help: &'static str,
-) {
-    let name = KeyName::from_const_str(name);
-    match kind {
-        Kind::Counter => recorder.describe_counter(name, Some(unit), help.into()),
-        Kind::Gauge => recorder.describe_gauge(name, Some(unit), help.into()),
-        Kind::Histogram => recorder.describe_histogram(name, Some(unit), help.into()),
-    }
-}
-
-/// Describes what a snapshot directory records.
-pub(crate) fn describe_snap_db(recorder: &SharedRecorder) {
-    let save = "Time from the first byte of a received database to its durable final name.";
-    describe(
-        recorder,
-        SNAP_DB_SAVE_SECONDS,
-        Kind::Histogram,
-        Unit::Seconds,
-        save,
-    );
-    let fsync = "Time the fsync of a received database took.";
-    describe(
-        recorder,
-        SNAP_DB_FSYNC_SECONDS,
-        Kind::Histogram,
-        Unit::Seconds,
-        fsync,
-    );
-}
-
-/// Bucket bounds of the histograms registered here, for the exporter: etcd's for etcd's names.
-pub fn histogram_buckets() -> Vec<(&'static str, Vec<f64>)> {
-    fn exponential(start: f64, factor: f64, count: i32) -> Vec<f64> {
-        (0..count).map(|n| start * factor.powi(n)).collect()
-    }
-    vec![
-        (ROUND_TRIP_SECONDS, exponential(0.0001, 2.0, 16)),
-        (SNAPSHOT_SEND_SECONDS, exponential(0.1, 2.0, 10)),
-        (SNAPSHOT_RECEIVE_SECONDS, exponential(0.1, 2.0, 10)),
-        (SNAP_DB_SAVE_SECONDS, exponential(0.1, 2.0, 10)),
-        (SNAP_DB_FSYNC_SECONDS, exponential(0.001, 2.0, 14)),
-        (FLUSH_BYTES, exponential(64.0, 4.0, 10)),
-    ]
-}
 
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
     let labels = labels
@@ -258,6 +67,10 @@ pub(crate) enum Queue {
     Pipeline,
     Receive,
     Proposal,
+    /// Not a queue: what is posted goes straight to raft.
+    Post,
+    /// Not a queue: what is for nobody known.
+    Unrouted,
 }
 
 impl Queue {
@@ -269,6 +82,8 @@ impl Queue {
             Queue::Pipeline => "pipeline",
             Queue::Receive => "receive",
             Queue::Proposal => "proposal",
+            Queue::Post => "post",
+            Queue::Unrouted => "none",
         }
     }
 }
@@ -281,6 +96,13 @@ pub(crate) struct Metrics {
     pub(crate) received_heartbeat_bytes: Counter,
     /// Connections to our port that came to nothing.
     pub(crate) handshakes: HandshakeFailures,
+    /// Requests of peers that were refused.
+    pub(crate) refusals: Refusals,
+    /// Messages for members nobody knows.
+    pub(crate) unrouted: Drops,
+    /// Messages posted by somebody who is neither peer nor remote.
+    pub(crate) posted_by_strangers: Drops,
+    ended: EndedSeries,
 }
 
 impl Metrics {
@@ -291,26 +113,45 @@ impl Metrics {
         let received_heartbeat_bytes = counter(&recorder, RECEIVED_BYTES, &[("From", "0")]);
         Metrics {
             handshakes: HandshakeFailures::new(recorder.clone(), Side::Accept),
+            refusals: Refusals::new(&recorder, REFUSED_REQUESTS),
+            unrouted: drops(&recorder, UNKNOWN_REMOTE, Queue::Unrouted),
+            posted_by_strangers: drops(&recorder, UNKNOWN_REMOTE, Queue::Post),
+            ended: EndedSeries::default(),
             recorder,
             local: local.to_string(),
             received_heartbeat_bytes,
         }
     }
 
-    /// Handles for a peer.
+    /// Which series have ended.
+    pub(crate) fn ended(&self) -> &EndedSeries {
+        &self.ended
+    }
+
+    /// Handles for a peer, or for a remote the owner asked for.
     pub(crate) fn peer(&self, id: MemberId) -> PeerMetrics {
-        let remote = id.to_string();
-        let pair = [("Local", self.local.as_str()), ("Remote", remote.as_str())];
+        self.handles(self.ended.begin(id))
+    }
+
+    /// Handles for a remote that a request has introduced: only so many get series of their own.
+    pub(crate) fn introduced(&self, id: MemberId) -> PeerMetrics {
+        self.handles(self.ended.begin_bounded(id))
+    }
+
+    fn handles(&self, label: RemoteLabel) -> PeerMetrics {
+        let remote = label.as_str();
+        let pair = [("Local", self.local.as_str()), ("Remote", remote)];
         PeerMetrics {
             active: gauge(&self.recorder, ACTIVE_PEERS, &pair),
             disconnected: counter(&self.recorder, DISCONNECTED_PEERS, &pair),
-            sent_bytes: counter(&self.recorder, SENT_BYTES, &[("To", &remote)]),
-            sent_failures: counter(&self.recorder, SENT_FAILURES, &[("To", &remote)]),
-            received_bytes: counter(&self.recorder, RECEIVED_BYTES, &[("From", &remote)]),
-            received_failures: counter(&self.recorder, RECEIVED_FAILURES, &[("From", &remote)]),
-            round_trip: histogram(&self.recorder, ROUND_TRIP_SECONDS, &[("To", &remote)]),
+            sent_bytes: counter(&self.recorder, SENT_BYTES, &[("To", remote)]),
+            sent_failures: counter(&self.recorder, SENT_FAILURES, &[("To", remote)]),
+            received_bytes: counter(&self.recorder, RECEIVED_BYTES, &[("From", remote)]),
+            received_failures: counter(&self.recorder, RECEIVED_FAILURES, &[("From", remote)]),
+            round_trip: histogram(&self.recorder, ROUND_TRIP_SECONDS, &[("To", remote)]),
+            posted: drops(&self.recorder, remote, Queue::Post),
             recorder: self.recorder.clone(),
-            remote,
+            remote: label,
         }
     }
 
@@ -370,68 +211,160 @@ pub(crate) struct PeerMetrics {
     pub(crate) received_bytes: Counter,
     pub(crate) received_failures: Counter,
     pub(crate) round_trip: Histogram,
+    /// Messages that came in a POST and went no further.
+    pub(crate) posted: Drops,
     recorder: SharedRecorder,
-    remote: String,
+    remote: RemoteLabel,
 }
 
 impl PeerMetrics {
     /// Handles for one of the peer's queues.
     pub(crate) fn queue(&self, queue: Queue) -> QueueMetrics {
-        let bytes = gauge(
-            &self.recorder,
-            QUEUE_BYTES,
-            &[("Remote", &self.remote), ("queue", queue.name())],
-        );
+        let remote = self.remote.as_str();
+        let labels = [("Remote", remote), ("queue", queue.name())];
         QueueMetrics {
-            bytes,
-            queue,
-            recorder: self.recorder.clone(),
-            remote: self.remote.clone(),
-            dropped: [const { OnceLock::new() }; REASONS],
+            bytes: gauge(&self.recorder, QUEUE_BYTES, &labels),
+            // One series for all peers: it is the lane that matters.
+            wait: histogram(
+                &self.recorder,
+                QUEUE_WAIT_SECONDS,
+                &[("queue", queue.name())],
+            ),
+            drops: drops(&self.recorder, remote, queue),
         }
     }
 
-    /// Whether a connection is attached to a stream.
-    pub(crate) fn stream_attached(&self, queue: Queue) -> Gauge {
-        let labels = [("Remote", self.remote.as_str()), ("stream", queue.name())];
-        gauge(&self.recorder, STREAM_ATTACHED, &labels)
+    /// Handles for a stream to the peer.
+    pub(crate) fn stream_out(&self, queue: Queue) -> StreamOutMetrics {
+        let stream = [("stream", queue.name())];
+        let attached = [("Remote", self.remote.as_str()), stream[0]];
+        StreamOutMetrics {
+            attached: gauge(&self.recorder, STREAM_ATTACHED, &attached),
+            flush_bytes: histogram(&self.recorder, FLUSH_BYTES, &stream),
+            flushes: Causes::new(&self.recorder, FLUSHES, &stream, "cause"),
+            encode_seconds: histogram(&self.recorder, ENCODE_SECONDS, &stream),
+        }
     }
 
-    /// Sizes of the writes of a stream; one series for all peers.
-    pub(crate) fn flush_bytes(&self, queue: Queue) -> Histogram {
-        histogram(&self.recorder, FLUSH_BYTES, &[("stream", queue.name())])
+    /// Handles for a stream from the peer.
+    pub(crate) fn stream_in(&self, queue: Queue) -> StreamInMetrics {
+        let labels = [("Remote", self.remote.as_str()), ("stream", queue.name())];
+        StreamInMetrics {
+            reconnects: Causes::new(&self.recorder, RECONNECTS, &labels, "cause"),
+            dial_failures: Causes::new(&self.recorder, DIAL_FAILURES, &labels, "cause"),
+            decode_seconds: histogram(&self.recorder, DECODE_SECONDS, &labels[1..]),
+        }
     }
 }
+
+/// Handles for one stream we write. Sizes and times are one series for all peers.
+pub(crate) struct StreamOutMetrics {
+    pub(crate) attached: Gauge,
+    pub(crate) flush_bytes: Histogram,
+    pub(crate) flushes: Causes<{ FlushCause::COUNT }>,
+    pub(crate) encode_seconds: Histogram,
+}
+
+/// Handles for one stream we read.
+pub(crate) struct StreamInMetrics {
+    pub(crate) reconnects: Causes<{ LossCause::COUNT }>,
+    pub(crate) dial_failures: Causes<{ DialCause::COUNT }>,
+    pub(crate) decode_seconds: Histogram,
+}
+
+/// Of so many batches one is timed: a clock and a histogram cost as much as a small message.
+pub(crate) const TIMED_EVERY: u32 = 16;
+
+/// Why a stream was written to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FlushCause {
+    /// Everything that waited is in it.
+    Drained,
+    /// It is as large as a write may be; more waits.
+    Full,
+    /// Nothing was written for a third of the read timeout.
+    Heartbeat,
+}
+
+causes::causes!(FlushCause: Drained = "drained", Full = "full", Heartbeat = "heartbeat");
+
+/// Why a stream from a peer was lost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LossCause {
+    /// The peer ended it properly.
+    Ended,
+    /// The connection broke.
+    Connection,
+    /// What came was no frame.
+    Frame,
+    /// Nothing came for the read timeout.
+    Silent,
+}
+
+causes::causes!(LossCause:
+    Ended = "ended", Connection = "connection", Frame = "frame", Silent = "silent");
+
+/// Why a dial brought no stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DialCause {
+    /// No connection.
+    Connect,
+    /// Something took too long.
+    Deadline,
+    /// The connection broke, or what came was not HTTP.
+    Http,
+    /// The peer is too old, or says no version.
+    Unsupported,
+    /// We were removed.
+    Removed,
+    /// The peer does not know us.
+    NotFound,
+    /// The peer does not want our version.
+    IncompatibleVersion,
+    /// Another cluster.
+    ClusterIdMismatch,
+    /// Any other status.
+    Status,
+}
+
+causes::causes!(DialCause:
+    Connect = "connect", Deadline = "deadline", Http = "http", Unsupported = "unsupported", Removed = "removed",
+    NotFound = "not_found", IncompatibleVersion = "incompatible_version",
+    ClusterIdMismatch = "cluster_id_mismatch", Status = "status");
 
 /// Handles for one queue.
 pub(crate) struct QueueMetrics {
     pub(crate) bytes: Gauge,
-    queue: Queue,
-    recorder: SharedRecorder,
-    remote: String,
-    /// Resolved when a reason is met first: most never are.
-    dropped: [OnceLock<Counter>; REASONS],
+    pub(crate) wait: Histogram,
+    drops: Drops,
 }
-
-const REASONS: usize = DropReason::ALL.len();
 
 impl QueueMetrics {
     /// Counts messages dropped for `reason`.
     pub(crate) fn dropped(&self, reason: DropReason, count: usize) {
-        if count == 0 {
-            return;
-        }
-        let labels = || {
-            [
-                ("Remote", self.remote.as_str()),
-                ("queue", self.queue.name()),
-                ("reason", reason.as_str()),
-            ]
-        };
+        self.drops.count(reason, count);
+    }
+}
+
+/// Messages dropped in one place, by reason.
+pub(crate) type Drops = Causes<{ DropReason::ALL.len() }>;
+
+/// The `Remote` label for somebody nobody here knows.
+const UNKNOWN_REMOTE: &str = "unknown";
+
+fn drops(recorder: &SharedRecorder, remote: &str, queue: Queue) -> Drops {
+    let labels = [("Remote", remote), ("queue", queue.name())];
+    Causes::new(recorder, DROPPED_MESSAGES, &labels, "reason")
+}
+
+impl Cause for DropReason {
+    fn at(self) -> usize {
         // In declaration order, as `ALL` lists them.
-        let counted = self.dropped[reason as usize]
-            .get_or_init(|| counter(&self.recorder, DROPPED_MESSAGES, &labels()));
-        counted.increment(count as u64);
+        self as usize
+    }
+
+    fn name(self) -> &'static str {
+        self.as_str()
     }
 }
 
@@ -442,7 +375,7 @@ mod tests {
     #[test]
     fn reasons_are_listed_in_declaration_order() {
         for (at, reason) in DropReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, at);
+            assert_eq!(reason.at(), at);
         }
     }
 }

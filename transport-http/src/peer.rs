@@ -37,6 +37,7 @@ use crate::{
     raft::{OutgoingSnapshot, Raft, SnapshotStatus},
     snapshot_sender::{SnapshotSender, SnapshotSlot},
     stream::{
+        queue,
         reader::StreamReader,
         writer::{NotPushed, StreamWriter, Wakers},
     },
@@ -125,6 +126,7 @@ impl Peer {
                 picker: Arc::clone(&self.picker),
                 activity: Arc::clone(&self.activity),
                 metrics: Arc::clone(&self.metrics),
+                stream_metrics: self.metrics.stream_in(queue(kind)),
                 inbox: Arc::clone(&inbox),
                 paused: Arc::clone(&self.paused),
                 refused: LogGate::default(),
@@ -152,14 +154,10 @@ impl Peer {
     /// Queues a message on the channel it belongs to.
     pub(crate) fn send(&self, message: Message, wakers: &mut Wakers) {
         if self.paused.load(Ordering::Relaxed) {
-            self.message.queue_metrics.dropped(DropReason::Paused, 1);
-            return;
+            return self.message.dropped(DropReason::Paused);
         }
         let Some(kind) = message.kind() else {
-            self.message
-                .queue_metrics
-                .dropped(DropReason::UnknownType, 1);
-            return;
+            return self.message.dropped(DropReason::UnknownType);
         };
         let mut message = message;
         let (mut msgapp, mut other) = (self.msgapp.is_attached(), self.message.is_attached());

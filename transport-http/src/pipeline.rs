@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use transport_core::{
     MemberId,
     handshake::{Identity, PostVerdict, RAFT_PATH},
-    lane::{Class, DropReason, Lane, Refused},
+    lane::{Class, DropReason, Refused},
     raftpb::{Message, MessageType, encode_message, encoded_len},
     stats::FollowerStats,
     status::{Action, Source},
@@ -29,6 +29,7 @@ use crate::{
     client::{Connection, Dialer, Unanswered},
     environment::Environment,
     error::{ClientError, CriticalError},
+    metered_lane::MeteredLane,
     metrics::{PeerMetrics, QueueMetrics},
     net::PeerUrl,
     raft::SnapshotStatus,
@@ -85,56 +86,36 @@ pub(crate) fn excerpt(body: &[u8]) -> String {
 
 /// The queue in front of the workers: a lane that is also bounded in number.
 pub(crate) struct PipelineQueue {
-    state: Mutex<Waiting>,
+    lane: Mutex<MeteredLane>,
     arrived: Notify,
-    pub(crate) metrics: QueueMetrics,
-}
-
-struct Waiting {
-    lane: Lane,
-    stopped: bool,
 }
 
 impl PipelineQueue {
     pub(crate) fn new(env: &Environment, metrics: QueueMetrics) -> Self {
-        let lane = Lane::new(env.config.limits.pipeline, Some(env.config.budget.clone()));
+        let config = &env.config;
+        let lane = MeteredLane::new(config.limits.pipeline, config.budget.clone(), metrics);
         PipelineQueue {
-            state: Mutex::new(Waiting {
-                lane,
-                stopped: false,
-            }),
+            lane: Mutex::new(lane),
             arrived: Notify::new(),
-            metrics,
         }
     }
 
     /// Queues a message, or hands it back with the reason when the queue is full or nobody empties it any more.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
     pub(crate) fn push(&self, message: Message) -> Result<(), Refused> {
-        let mut waiting = self.state.lock();
+        let mut lane = self.lane.lock();
         let is_heartbeat = matches!(
             Class::of(&message),
             Class::Heartbeat | Class::HeartbeatResponse
         );
-        let refused = if waiting.stopped {
-            Some(DropReason::Stopped)
-        } else if waiting.lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
-            Some(DropReason::BulkFull)
-        } else {
-            None
-        };
-        let pushed = match refused {
-            Some(reason) => Err(Refused { message, reason }),
-            None => waiting.lane.push(message).map(|_| ()),
-        };
-        self.metrics.bytes.set(waiting.lane.bytes() as f64);
-        drop(waiting);
-        match pushed {
-            // The worker that became idle last has the freshest connection.
-            Ok(()) => self.arrived.notify_last(),
-            Err(ref refused) => self.metrics.dropped(refused.reason, 1),
+        if lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
+            return Err(lane.refuse(message, DropReason::BulkFull));
         }
-        pushed
+        lane.push(message)?;
+        drop(lane);
+        // The worker that became idle last has the freshest connection.
+        self.arrived.notify_last();
+        Ok(())
     }
 
     /// Waits for the next message; a heartbeat and its response come together.
@@ -149,13 +130,12 @@ impl PipelineQueue {
     }
 
     fn try_pop(&self, into: &mut Vec<Message>) -> bool {
-        let mut waiting = self.state.lock();
-        if waiting.lane.is_empty() {
+        let mut lane = self.lane.lock();
+        if lane.is_empty() {
             return false;
         }
-        waiting.lane.drain(1, into);
-        self.metrics.bytes.set(waiting.lane.bytes() as f64);
-        if !waiting.lane.is_empty() {
+        lane.drain(1, into);
+        if !lane.is_empty() {
             // Wake-ups that find no waiter merge into one: pass it on.
             self.arrived.notify_last();
         }
@@ -164,20 +144,17 @@ impl PipelineQueue {
 
     /// Drops what waits.
     pub(crate) fn clear(&self, reason: DropReason) {
-        self.empty(&mut self.state.lock(), reason);
+        self.lane.lock().clear(reason);
     }
 
     /// Drops what waits and refuses what comes.
     pub(crate) fn stop(&self) {
-        let mut waiting = self.state.lock();
-        waiting.stopped = true;
-        self.empty(&mut waiting, DropReason::Stopped);
+        self.lane.lock().stop();
     }
 
-    fn empty(&self, waiting: &mut Waiting, reason: DropReason) {
-        let cleared = waiting.lane.clear();
-        self.metrics.dropped(reason, cleared.messages);
-        self.metrics.bytes.set(0.0);
+    /// Counts messages that did not come through.
+    pub(crate) fn dropped(&self, reason: DropReason, count: usize) {
+        self.lane.lock().dropped(reason, count);
     }
 }
 
@@ -211,7 +188,7 @@ struct Popped<'a> {
 impl Drop for Popped<'_> {
     fn drop(&mut self) {
         let count = self.messages.len() + usize::from(self.sending);
-        self.queue.metrics.dropped(DropReason::Stopped, count);
+        self.queue.dropped(DropReason::Stopped, count);
     }
 }
 
@@ -300,7 +277,7 @@ impl Pipeline {
                         .report_snapshot(self.peer, SnapshotStatus::Failure);
                 }
                 self.metrics.sent_failures.increment(1);
-                self.queue.metrics.dropped(DropReason::RequestFailed, 1);
+                self.queue.dropped(DropReason::RequestFailed, 1);
             }
         }
     }

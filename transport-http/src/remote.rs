@@ -43,7 +43,12 @@ pub(crate) struct Remote {
 impl Remote {
     /// A remote whose tasks have not begun.
     pub(crate) fn new(env: &Environment, id: MemberId, urls: Vec<PeerUrl>, pinned: bool) -> Remote {
-        let metrics = Arc::new(env.metrics.peer(id));
+        let metrics = if pinned {
+            env.metrics.peer(id)
+        } else {
+            env.metrics.introduced(id)
+        };
+        let metrics = Arc::new(metrics);
         let queue = PipelineQueue::new(env, metrics.queue(Queue::Pipeline));
         let pipeline = Arc::new(Pipeline {
             peer: id,
@@ -84,7 +89,7 @@ impl Remote {
     /// Queues a message; a full queue drops it without a report to raft, which does not track remotes.
     pub(crate) fn send(&self, message: Message) {
         if self.paused.load(Ordering::Relaxed) {
-            self.pipeline.queue.metrics.dropped(DropReason::Paused, 1);
+            self.pipeline.queue.dropped(DropReason::Paused, 1);
             return;
         }
         *self.used.lock() = Instant::now();

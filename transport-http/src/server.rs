@@ -23,7 +23,7 @@ use transport_core::{
         Endpoint, Headers, PROBING_PATH, RAFT_PATH, SNAPSHOT_PATH, STREAM_PATH, Verdict,
         check_post, check_stream,
     },
-    lane::SharedBudget,
+    lane::{DropReason, SharedBudget},
     raftpb::{Message, decode_message},
 };
 
@@ -74,6 +74,8 @@ impl<R: Raft> Transport<R> {
         endpoint: Endpoint,
         remote: SocketAddr,
     ) -> Response<PeerBody> {
+        let metrics = &self.shared().env.metrics;
+        metrics.refusals.count(endpoint, verdict);
         tracing::debug!(remote = %remote, endpoint = ?endpoint, reason = %verdict.text(), "refused a peer request");
         let mut response = Response::new(PeerBody::from(verdict.body()));
         *response.status_mut() = verdict.status();
@@ -124,16 +126,33 @@ impl<R: Raft> Transport<R> {
         let length = bytes.len() as u64;
         let message = decode_message(bytes).map_err(|_| Verdict::MessageMalformed);
         let message = message.inspect_err(|_| self.count_received_failure(from))?;
-        if let Some(metrics) = self.peer_metrics(MemberId(message.from)) {
+        let metrics = self.peer_metrics(MemberId(message.from));
+        if let Some(metrics) = &metrics {
             metrics.received_bytes.increment(length);
         }
-        // Means nothing between members: answered as if raft had ignored it, as raft would.
-        if message.kind().is_some_and(|kind| !kind.is_local()) {
-            let deadline = shared.env.config.limits.post_timeout;
-            self.process(message, deadline)
-                .await
-                .map_err(|_| Verdict::MessageRefused)?;
+        let useless = match message.kind() {
+            None => Some(DropReason::UnknownType),
+            Some(kind) if kind.is_local() => Some(DropReason::LocalType),
+            Some(_) => None,
+        };
+        let dropped = |reason| match &metrics {
+            Some(metrics) => metrics.posted.count(reason, 1),
+            None => shared.env.metrics.posted_by_strangers.count(reason, 1),
+        };
+        if let Some(reason) = useless {
+            // Means nothing between members: answered as if raft had ignored it, as raft would.
+            dropped(reason);
+            return Ok(self.delivered());
         }
+        let deadline = shared.env.config.limits.post_timeout;
+        let processed = self.process(message, deadline).await;
+        processed.map_err(|error| {
+            dropped(match error {
+                ProcessError::Stopped => DropReason::Stopped,
+                _ => DropReason::Refused,
+            });
+            Verdict::MessageRefused
+        })?;
         Ok(self.delivered())
     }
 

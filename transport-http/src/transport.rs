@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use transport_core::{
     MemberId,
     handshake::{Introduction, Membership},
-    lane::SharedBudget,
+    lane::{DropReason, SharedBudget},
     raftpb::Message,
     stats::LeaderStats,
 };
@@ -33,7 +33,7 @@ use crate::{
     environment::Environment,
     error::{CriticalError, StartError, UrlError},
     log_gate::LogGate,
-    metrics::{Metrics, PeerMetrics},
+    metrics::{EndedSeries, Metrics, PeerMetrics},
     net::PeerUrl,
     peer::Peer,
     raft::{OutgoingSnapshot, Raft, SnapshotSink, SnapshotStatus},
@@ -109,8 +109,8 @@ impl<R: Raft> Transport<R> {
         Ok(transport)
     }
 
-    /// Queues messages, each for the member in its `to`. Never waits; messages without a target and to members
-    /// nobody knows are ignored.
+    /// Queues messages, each for the member in its `to`. Never waits; messages without a target are ignored, and
+    /// those to members nobody knows are counted.
     pub fn send(&self, messages: Vec<Message>) {
         if messages.is_empty() {
             return;
@@ -126,6 +126,8 @@ impl<R: Raft> Transport<R> {
             } else if let Some(remote) = roster.remotes.get(&message.to) {
                 remote.send(message);
             } else {
+                let unrouted = &self.0.env.metrics.unrouted;
+                unrouted.count(DropReason::UnknownPeer, 1);
                 tracing::debug!(
                     "message-type" = ?message.kind(),
                     "unknown-target-peer-id" = %MemberId(message.to),
@@ -304,6 +306,11 @@ impl<R: Raft> Transport<R> {
         }
         self.0.env.tracker.close();
         self.0.env.tracker.wait().await;
+    }
+
+    /// Which series of metrics belong to peers that are gone: whoever renders them should leave these out.
+    pub fn ended_series(&self) -> EndedSeries {
+        self.0.env.metrics.ended().clone()
     }
 
     /// The configuration it was started with.

@@ -48,6 +48,9 @@ async fn messages_go_to_whom_they_are_for() {
     got.sort_unstable();
     assert_eq!(got, [2, 6]);
     assert_eq!(members[2].message().await.term, 4);
+    // One to nobody known, one to the sender itself.
+    let unknown = "rafthttp_dropped_messages_total{Remote=unknown,queue=none,reason=unknown_peer}";
+    assert_eq!(members[0].recorder.value(unknown), 2.0);
     for member in members {
         member.stop().await;
     }

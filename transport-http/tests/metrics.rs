@@ -4,10 +4,15 @@ mod common;
 
 use std::sync::Arc;
 
+use common::{
+    message,
+    raw::{Raw, open_stream, request},
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
-use transport_core::MemberId;
+use transport_core::{MemberId, raftpb::MessageType};
 use transport_http::{
-    NoSnapshots, SharedRecorder, SnapDir, Transport, TransportConfig, histogram_buckets,
+    NoSnapshots, ProcessError, SharedRecorder, SnapDir, Transport, TransportConfig,
+    histogram_buckets,
 };
 
 #[tokio::test]
@@ -68,8 +73,87 @@ async fn a_scrape_has_etcds_names() {
         );
         assert!(text.contains(series), "{series} in\n{text}");
     }
+    // A peer that is gone leaves the scrape, and comes back with what it had counted.
+    let ended = transport.ended_series();
+    assert_eq!(ended.strip(text.clone()), text);
+    transport.remove_peer(MemberId(0xb));
+    common::soon("its last task to end", async {
+        while ended.strip(scrape.render()).contains("\"b\"") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(ended.strip(scrape.render()).contains("{From=\"0\"}"));
+    transport
+        .add_peer(MemberId(0xb), &["http://127.0.0.1:1".to_owned()])
+        .unwrap();
+    assert!(ended.strip(scrape.render()).contains("Remote=\"b\""));
     transport.stop().await;
     member.stop().await;
+}
+
+/// Refuses whatever raft gets.
+async fn refusing() -> common::Member {
+    let member = common::Member::start(1).await;
+    *member.raft.answer.lock().unwrap() = Err(ProcessError::Dropped("no".to_owned()));
+    member
+}
+
+#[tokio::test]
+async fn what_a_post_brings_in_vain_is_counted_by_reason() {
+    let member = refusing().await;
+    for (kind, status, reason) in [
+        (0, 204, "local_type"),
+        (99, 204, "unknown_type"),
+        (14, 500, "refused"),
+    ] {
+        let mut raw = Raw::connect(member.address).await;
+        raw.write(request("POST", "/raft", &[("Content-Length", "2")]))
+            .await;
+        raw.write([8, kind]).await;
+        assert_eq!(raw.head().await.unwrap().status(), status, "{reason}");
+        let dropped =
+            format!("rafthttp_dropped_messages_total{{Remote=unknown,queue=post,reason={reason}}}");
+        assert_eq!(member.recorder.value(&dropped), 1.0, "{reason}");
+    }
+    let refused = "rafthttp_refused_requests_total{endpoint=message,cause=raft}";
+    assert_eq!(member.recorder.value(refused), 1.0);
+    let (_, head) = open_stream(member.address, "message", 2, 1).await;
+    assert_eq!(head.status(), 404);
+    let refused = "rafthttp_refused_requests_total{endpoint=stream,cause=sender_not_found}";
+    assert_eq!(member.recorder.value(refused), 1.0);
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn what_raft_does_not_take_from_a_stream_is_counted() {
+    let (a, b) = common::pair().await;
+    *b.raft.answer.lock().unwrap() = Err(ProcessError::Dropped("no".to_owned()));
+    let counted = "rafthttp_dropped_messages_total{Remote=1,queue=receive,reason=refused}";
+    (a.transport).send(vec![message(MessageType::TimeoutNow, 1, 2)]);
+    b.recorder.until(counted, |count| count == 1.0).await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn streams_tell_why_they_are_dialled_again_and_why_they_write() {
+    let (a, b) = common::pair().await;
+    let drained = "rafthttp_flushes_total{stream=streamMsg,cause=drained}";
+    let heartbeat = "rafthttp_flushes_total{stream=streamMsg,cause=heartbeat}";
+    assert_eq!(a.recorder.value(drained), 0.0);
+    assert!(a.recorder.value(heartbeat) >= 1.0, "with the headers");
+    (a.transport).send(vec![message(MessageType::TimeoutNow, 1, 2)]);
+    a.recorder.until(drained, |writes| writes == 1.0).await;
+    let waits = "rafthttp_queue_wait_seconds{queue=streamMsg}";
+    assert_eq!(a.recorder.value(waits), 1.0);
+    // It ends properly, and is gone for good.
+    b.stop().await;
+    let ended = "rafthttp_reconnects_total{Remote=2,stream=streamMsg,cause=ended}";
+    a.recorder.until(ended, |streams| streams == 1.0).await;
+    let failed = "rafthttp_dial_failures_total{Remote=2,stream=streamMsg,cause=connect}";
+    a.recorder.until(failed, |dials| dials >= 1.0).await;
+    a.stop().await;
 }
 
 #[test]

@@ -23,9 +23,12 @@ use transport_core::{
     status::Action,
 };
 
-use crate::stream::{
-    Encoder,
-    writer::{StreamWriter, Taken},
+use crate::{
+    metrics::{FlushCause, TIMED_EVERY},
+    stream::{
+        Encoder,
+        writer::{StreamWriter, Taken},
+    },
 };
 
 /// What an idle connection may keep for its next frame.
@@ -39,6 +42,7 @@ pub(crate) struct StreamBody {
     encoder: Encoder,
     buffer: BytesMut,
     batch: Vec<Message>,
+    batches: u32,
     heartbeat_at: Instant,
     timer: Pin<Box<Sleep>>,
 }
@@ -53,6 +57,7 @@ impl StreamBody {
             writer,
             buffer: BytesMut::new(),
             batch: Vec::new(),
+            batches: 0,
             heartbeat_at,
             timer: Box::pin(sleep_until(heartbeat_at)),
         }
@@ -65,8 +70,13 @@ impl StreamBody {
         loop {
             match self.writer.take(self.number, &mut self.batch, cx) {
                 Taken::Replaced => return Poll::Ready(None),
-                Taken::Batch => {
-                    if let Some(frame) = self.encode_batch() {
+                Taken::Batch { is_all } => {
+                    let cause = if is_all {
+                        FlushCause::Drained
+                    } else {
+                        FlushCause::Full
+                    };
+                    if let Some(frame) = self.encode_batch(cause) {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                     continue;
@@ -85,7 +95,7 @@ impl StreamBody {
     }
 
     /// One frame of everything in the batch; `None` if none of it could be encoded.
-    fn encode_batch(&mut self) -> Option<Frame<Bytes>> {
+    fn encode_batch(&mut self, cause: FlushCause) -> Option<Frame<Bytes>> {
         let begun = time::Instant::now();
         let (mut sent, mut appends) = (0, false);
         let mut batch = std::mem::take(&mut self.batch);
@@ -102,10 +112,18 @@ impl StreamBody {
         if self.buffer.is_empty() {
             return None;
         }
-        if appends {
-            self.writer.follower.lock().succeed(begun.elapsed());
+        self.batches = self.batches.wrapping_add(1);
+        let is_timed = self.batches.is_multiple_of(TIMED_EVERY);
+        if appends || is_timed {
+            let took = begun.elapsed();
+            if appends {
+                self.writer.follower.lock().succeed(took);
+            }
+            if is_timed {
+                self.writer.stream_metrics.encode_seconds.record(took);
+            }
         }
-        Some(self.frame(sent))
+        Some(self.frame(sent, cause))
     }
 
     fn heartbeat(&mut self) -> Option<Frame<Bytes>> {
@@ -121,7 +139,7 @@ impl StreamBody {
             .encode(&Message::link_heartbeat(), &mut self.buffer)
         {
             Ok(bytes) => {
-                let frame = self.frame(bytes);
+                let frame = self.frame(bytes, FlushCause::Heartbeat);
                 self.timer.as_mut().reset(self.heartbeat_at);
                 Some(frame)
             }
@@ -134,17 +152,19 @@ impl StreamBody {
     }
 
     /// Hands the buffer over; `sent` is its size as etcd counts it.
-    fn frame(&mut self, sent: usize) -> Frame<Bytes> {
+    fn frame(&mut self, sent: usize, cause: FlushCause) -> Frame<Bytes> {
         let bytes = self.buffer.split().freeze();
         self.heartbeat_at = Instant::now() + self.writer.heartbeat_period();
         self.writer.metrics.sent_bytes.increment(sent as u64);
-        self.writer.flush_bytes.record(bytes.len() as f64);
+        let metrics = &self.writer.stream_metrics;
+        metrics.flush_bytes.record(bytes.len() as f64);
+        metrics.flushes.count(cause, 1);
         Frame::data(bytes)
     }
 
     /// The message went nowhere, and the stream is as it was before it.
     fn not_encoded(&self, message: &Message, error: EncodeError) {
-        self.writer.queue_metrics.dropped(DropReason::TooLong, 1);
+        self.writer.dropped(DropReason::TooLong);
         self.writer.metrics.sent_failures.increment(1);
         self.writer.env.reports.report_unreachable(self.writer.peer);
         tracing::warn!(

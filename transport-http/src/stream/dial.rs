@@ -17,7 +17,7 @@ use transport_core::{
 
 use crate::{
     body::nothing, client::Connection, environment::Environment, error::ClientError,
-    requests::request, url_picker::UrlPicker,
+    metrics::DialCause, requests::request, url_picker::UrlPicker,
 };
 
 /// A refusal is one short line.
@@ -46,6 +46,23 @@ impl DialError {
     /// Whether the peer is there and does not want us, which an operator should see: nothing else would tell.
     pub(crate) fn is_refusal(&self) -> bool {
         !matches!(self, DialError::Client(_))
+    }
+}
+
+impl DialError {
+    /// For counting.
+    pub(crate) fn cause(&self) -> DialCause {
+        match self {
+            DialError::Client(ClientError::Deadline { .. }) => DialCause::Deadline,
+            DialError::Client(ClientError::Connect { .. }) => DialCause::Connect,
+            DialError::Client(_) => DialCause::Http,
+            DialError::Unsupported => DialCause::Unsupported,
+            DialError::Removed => DialCause::Removed,
+            DialError::NotFound(_) => DialCause::NotFound,
+            DialError::IncompatibleVersion => DialCause::IncompatibleVersion,
+            DialError::ClusterIdMismatch => DialCause::ClusterIdMismatch,
+            DialError::Status(_) => DialCause::Status,
+        }
     }
 }
 

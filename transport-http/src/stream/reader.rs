@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
-    time::Duration,
+    time::{self, Duration},
 };
 
 use tokio::time::{Instant, sleep_until};
@@ -34,7 +34,7 @@ use crate::{
     inbox::Inbox,
     limiter::DialLimiter,
     log_gate::LogGate,
-    metrics::PeerMetrics,
+    metrics::{LossCause, PeerMetrics, StreamInMetrics, TIMED_EVERY},
     stream::{
         Decoder,
         dial::{DialError, Dialled, dial},
@@ -57,6 +57,17 @@ enum Lost {
     Silent(Duration),
 }
 
+impl Lost {
+    fn cause(&self) -> LossCause {
+        match self {
+            Lost::Ended => LossCause::Ended,
+            Lost::Connection(_) => LossCause::Connection,
+            Lost::Frame(_) => LossCause::Frame,
+            Lost::Silent(_) => LossCause::Silent,
+        }
+    }
+}
+
 pub(crate) struct StreamReader {
     pub(crate) kind: StreamKind,
     pub(crate) peer: MemberId,
@@ -64,6 +75,7 @@ pub(crate) struct StreamReader {
     pub(crate) picker: Arc<UrlPicker>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) metrics: Arc<PeerMetrics>,
+    pub(crate) stream_metrics: StreamInMetrics,
     pub(crate) inbox: Arc<Inbox>,
     /// While set, frames are read and thrown away.
     pub(crate) paused: Arc<AtomicBool>,
@@ -93,6 +105,7 @@ impl StreamReader {
     }
 
     fn not_dialled(&self, error: &DialError) {
+        self.stream_metrics.dial_failures.count(error.cause(), 1);
         if error.is_refusal()
             && let Some(held_back) = self.refused.open()
         {
@@ -128,6 +141,7 @@ impl StreamReader {
             );
         }
         let lost = self.decode_loop(dialled).await;
+        self.stream_metrics.reconnects.count(lost.cause(), 1);
         if let Some(held_back) = self.closed.open() {
             tracing::warn!(
                 "stream-reader-type" = %self.kind,
@@ -148,6 +162,7 @@ impl StreamReader {
         let read_timeout = self.env.config.read_timeout;
         let mut decoder = Decoder::new(self.kind, self.env.config.id, self.peer);
         let mut last_byte = Instant::now();
+        let mut pieces = 0_u32;
         let mut timer = pin!(sleep_until(last_byte + read_timeout));
         loop {
             let piece = poll_fn(|cx| {
@@ -172,7 +187,13 @@ impl StreamReader {
             };
             last_byte = Instant::now();
             decoder.feed(piece);
-            if let Err(error) = self.deliver_all(&mut decoder) {
+            pieces = pieces.wrapping_add(1);
+            let timed = pieces.is_multiple_of(TIMED_EVERY).then(time::Instant::now);
+            let delivered = self.deliver_all(&mut decoder);
+            if let Some(begun) = timed {
+                self.stream_metrics.decode_seconds.record(begun.elapsed());
+            }
+            if let Err(error) = delivered {
                 return error.into();
             }
         }
@@ -204,7 +225,9 @@ impl StreamReader {
                 .increment(bytes as u64);
             return 0;
         }
-        if !self.paused.load(Ordering::Relaxed) {
+        if self.paused.load(Ordering::Relaxed) {
+            self.inbox.drop_paused();
+        } else {
             self.inbox.push(message, self.activity.is_active());
         }
         bytes as u64

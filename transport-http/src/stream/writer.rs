@@ -17,12 +17,11 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Gauge, Histogram};
 use parking_lot::Mutex;
 use transport_core::{
     MemberId,
     handshake::StreamKind,
-    lane::{DropReason, Lane, Pushed, Refused},
+    lane::{DropReason, Pushed, Refused},
     raftpb::Message,
     stats::FollowerStats,
     status::Action,
@@ -32,7 +31,8 @@ use crate::{
     activity::Activity,
     environment::Environment,
     log_gate::LogGate,
-    metrics::{PeerMetrics, QueueMetrics},
+    metered_lane::MeteredLane,
+    metrics::{PeerMetrics, StreamOutMetrics},
     serve::ConnectionEnd,
     stream::{body::StreamBody, queue, source},
 };
@@ -46,9 +46,7 @@ pub(crate) struct StreamWriter {
     pub(crate) env: Arc<Environment>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) metrics: Arc<PeerMetrics>,
-    pub(crate) queue_metrics: QueueMetrics,
-    pub(crate) flush_bytes: Histogram,
-    attached_gauge: Gauge,
+    pub(crate) stream_metrics: StreamOutMetrics,
     pub(crate) follower: Arc<Mutex<FollowerStats>>,
     attached: AtomicBool,
     state: Mutex<State>,
@@ -57,7 +55,7 @@ pub(crate) struct StreamWriter {
 }
 
 struct State {
-    lane: Lane,
+    lane: MeteredLane,
     /// Number of the attached connection; 0 for none.
     connection: u64,
     /// How many were ever attached.
@@ -79,8 +77,8 @@ pub(crate) enum NotPushed {
 
 /// What a connection finds in the lane.
 pub(crate) enum Taken {
-    /// Messages, with the bytes they took in the lane.
-    Batch,
+    /// Messages; all that waited, or as much as one write may take.
+    Batch { is_all: bool },
     /// Nothing; the task is woken when that changes.
     Nothing,
     /// Another connection is attached, or none any more: end the stream.
@@ -96,13 +94,13 @@ impl StreamWriter {
         metrics: Arc<PeerMetrics>,
         follower: Arc<Mutex<FollowerStats>>,
     ) -> Self {
-        let lane = Lane::new(env.config.limits.stream, Some(env.config.budget.clone()));
+        let queue_metrics = metrics.queue(queue(kind));
+        let budget = env.config.budget.clone();
+        let lane = MeteredLane::new(env.config.limits.stream, budget, queue_metrics);
         StreamWriter {
             kind,
             peer,
-            queue_metrics: metrics.queue(queue(kind)),
-            flush_bytes: metrics.flush_bytes(queue(kind)),
-            attached_gauge: metrics.stream_attached(queue(kind)),
+            stream_metrics: metrics.stream_out(queue(kind)),
             env,
             activity,
             metrics,
@@ -137,13 +135,8 @@ impl StreamWriter {
         match state.lane.push(message) {
             Ok(Pushed::Queued) => wakers.extend(state.waiting.take()),
             Ok(Pushed::Merged) => {}
-            Err(refused) => {
-                drop(state);
-                self.queue_metrics.dropped(refused.reason, 1);
-                return Err(NotPushed::Full(refused));
-            }
+            Err(refused) => return Err(NotPushed::Full(refused)),
         }
-        self.queue_metrics.bytes.set(state.lane.bytes() as f64);
         Ok(())
     }
 
@@ -156,13 +149,12 @@ impl StreamWriter {
         let replaced = state.connection != 0;
         let old = state.waiting.take();
         let old_end = std::mem::replace(&mut state.end, end);
-        let cleared = state.lane.clear();
-        self.queue_metrics.bytes.set(0.0);
+        let cleared = state.lane.clear(DropReason::ConnectionLost);
         state.connections += 1;
         state.connection = state.connections;
         let number = state.connection;
         self.attached.store(true, Ordering::Relaxed);
-        self.attached_gauge.set(1.0);
+        self.stream_metrics.attached.set(1.0);
         drop(state);
         match old {
             // Woken, it finds itself replaced and ends its response.
@@ -173,9 +165,7 @@ impl StreamWriter {
         if replaced {
             self.log_closed(&"replaced by a new connection");
         }
-        if cleared.messages > 0 {
-            self.queue_metrics
-                .dropped(DropReason::ConnectionLost, cleared.messages);
+        if cleared > 0 {
             self.env.reports.report_unreachable(self.peer);
         }
         self.activity.activate();
@@ -198,8 +188,9 @@ impl StreamWriter {
             return Taken::Replaced;
         }
         if state.lane.drain(self.env.config.limits.flush_bytes, batch) > 0 {
-            self.queue_metrics.bytes.set(state.lane.bytes() as f64);
-            return Taken::Batch;
+            return Taken::Batch {
+                is_all: state.lane.is_empty(),
+            };
         }
         match &mut state.waiting {
             Some(waker) => waker.clone_from(cx.waker()),
@@ -214,10 +205,8 @@ impl StreamWriter {
         if state.connection != number {
             return;
         }
-        let cleared = self.detach(&mut state);
+        self.detach(&mut state, DropReason::ConnectionLost);
         drop(state);
-        self.queue_metrics
-            .dropped(DropReason::ConnectionLost, cleared);
         self.activity.deactivate(source(self.kind), action, reason);
         self.metrics.sent_failures.increment(1);
         self.env.reports.report_unreachable(self.peer);
@@ -230,10 +219,9 @@ impl StreamWriter {
         state.stopped = true;
         let was_attached = state.connection != 0;
         let waiting = state.waiting.take();
-        let cleared = self.detach(&mut state);
+        self.detach(&mut state, DropReason::Stopped);
         drop(state);
         waiting.into_iter().for_each(Waker::wake);
-        self.queue_metrics.dropped(DropReason::Stopped, cleared);
         if was_attached {
             self.log_closed(&"stopped");
         }
@@ -244,14 +232,17 @@ impl StreamWriter {
         self.env.config.link_heartbeat_period()
     }
 
-    fn detach(&self, state: &mut State) -> usize {
+    /// Counts a message that was for this stream and did not get into its lane.
+    pub(crate) fn dropped(&self, reason: DropReason) {
+        self.state.lock().lane.dropped(reason, 1);
+    }
+
+    fn detach(&self, state: &mut State, reason: DropReason) {
         state.connection = 0;
         state.waiting = None;
         self.attached.store(false, Ordering::Relaxed);
-        self.attached_gauge.set(0.0);
-        let cleared = state.lane.clear().messages;
-        self.queue_metrics.bytes.set(0.0);
-        cleared
+        self.stream_metrics.attached.set(0.0);
+        state.lane.clear(reason);
     }
 
     fn log_closed(&self, reason: &dyn fmt::Display) {
