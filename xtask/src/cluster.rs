@@ -85,6 +85,11 @@ impl Cluster {
         })
     }
 
+    /// What the members got as `--initial-cluster-token`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// Keeps the folder with data and logs when the cluster goes, and names it.
     pub fn keep_files(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);

@@ -1,4 +1,7 @@
-//! `cargo xtask interop`: our members and Go's in one cluster, and each on the other's disk.
+//! `cargo xtask interop`: our members and Go's in one cluster, each on the other's disk, and our transport alone
+//! against Go's.
+
+mod transport;
 
 use std::{
     path::Path,
@@ -29,32 +32,13 @@ const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 /// Where the Go member stands in a mixed cluster.
 const GO: usize = 2;
 
-/// Runs every scenario; one that lacks its Go etcd is named as skipped, which in CI is a failure.
-pub fn interop() -> Outcome {
-    let server = workspace::build_server()?;
+/// Runs every scenario, or those of the transport alone; one that lacks its Go etcd is named as skipped, which in
+/// CI is a failure.
+pub fn interop(transport_only: bool) -> Outcome {
     let runtime = Runtime::new().map_err(|error| format!("cannot start a runtime: {error}"))?;
-    let mut skipped = Vec::new();
-    for release in [Release::V3_6_16, Release::V3_5_1] {
-        match GoEtcd::obtain(release) {
-            Ok(go) => mixed(&server, &go, &runtime).map_err(|error| {
-                format!("mixed cluster with etcd {}: {error}", release.version())
-            })?,
-            Err(why) => skipped.push(format!(
-                "mixed cluster with etcd {}: {why}",
-                release.version()
-            )),
-        }
-    }
-    for release in [Release::V3_5_35, Release::V3_6_16, Release::V3_7_3] {
-        match GoEtcd::obtain(release) {
-            Ok(go) => exchanged_disks(&server, &go, &runtime).map_err(|error| {
-                format!("disks exchanged with etcd {}: {error}", release.version())
-            })?,
-            Err(why) => skipped.push(format!(
-                "disks exchanged with etcd {}: {why}",
-                release.version()
-            )),
-        }
+    let mut skipped = transport::transport(&runtime)?;
+    if !transport_only {
+        skipped.extend(members(&runtime)?);
     }
     for skip in &skipped {
         eprintln!("skipped: {skip}");
@@ -65,9 +49,33 @@ pub fn interop() -> Outcome {
     Ok(())
 }
 
+/// Mixed clusters and exchanged disks; returns what was skipped.
+fn members(runtime: &Runtime) -> Outcome<Vec<String>> {
+    let server = workspace::build_server()?;
+    let mut skipped = Vec::new();
+    for release in [Release::V3_6_16, Release::V3_5_1] {
+        match GoEtcd::obtain(release) {
+            Ok(go) => mixed(&server, &go, runtime)
+                .map_err(|error| format!("mixed cluster with etcd {}: {error}", go.version))?,
+            Err(why) => skipped.push(format!("mixed cluster with etcd {}: {why}", release.name())),
+        }
+    }
+    for release in [Release::V3_5_35, Release::V3_6_16, Release::V3_7_3] {
+        match GoEtcd::obtain(release) {
+            Ok(go) => exchanged_disks(&server, &go, runtime)
+                .map_err(|error| format!("disks exchanged with etcd {}: {error}", go.version))?,
+            Err(why) => skipped.push(format!(
+                "disks exchanged with etcd {}: {why}",
+                release.name()
+            )),
+        }
+    }
+    Ok(skipped)
+}
+
 /// {ours, ours, Go}: puts via each, leadership to Go and back, snapshots both ways, equal hashes.
 fn mixed(server: &Path, go: &GoEtcd, runtime: &Runtime) -> Outcome {
-    println!("== {{ours, ours, Go {}}}", go.release.version());
+    println!("== {{ours, ours, Go {}}}", go.version);
     let mut cluster = Cluster::new(&[server, server, go.etcd.as_path()], FLAGS)?;
     if go.release == Release::V3_5_1 {
         // While the Go member is out, all others would be of 3.6, the cluster version would rise to that,
@@ -241,17 +249,17 @@ async fn put_many(endpoint: &str, prefix: &str, count: usize) -> Outcome {
 
 /// A copy of our WAL boots under Go, and a copy of Go's under us; keys and hashes are equal.
 fn exchanged_disks(server: &Path, go: &GoEtcd, runtime: &Runtime) -> Outcome {
-    println!("== disks exchanged with Go {}", go.release.version());
+    println!("== disks exchanged with Go {}", go.version);
     // The log holds the cluster version, and nobody runs in a cluster that is newer than itself.
-    let announced = format!("--announced-server-version={}", go.release.version());
+    let announced = format!("--announced-server-version={}", go.version);
     boots_on(
         (server, &[&announced]),
         (&go.etcd, &["--force-new-cluster"]),
         runtime,
     )?;
-    println!("Go {} boots on our WAL", go.release.version());
+    println!("Go {} boots on our WAL", go.version);
     boots_on((&go.etcd, &[]), (server, &[&announced]), runtime)?;
-    println!("our member boots on the WAL of Go {}", go.release.version());
+    println!("our member boots on the WAL of Go {}", go.version);
     Ok(())
 }
 

@@ -5,6 +5,5 @@ package peers
 
 import (
 	_ "go.etcd.io/etcd/etcdctl/v3"
-	_ "go.etcd.io/etcd/etcdutl/v3"
 	_ "go.etcd.io/etcd/server/v3"
 )
