@@ -1,6 +1,7 @@
 //! Clusters of nodes with their threads: what a client and an operator may expect.
 
 mod harness;
+mod limits;
 
 use std::{
     sync::{Arc, atomic::Ordering},
