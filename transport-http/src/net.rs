@@ -1,9 +1,11 @@
 //! Sockets: how connections to peers are opened and accepted, and the deadline on writes.
 //!
-//! The transport sees byte streams only, through [`Connector`] and [`Acceptor`]; plain TCP is the one
-//! implementation here. Invariants: every socket has TCP_NODELAY, keep-alive and, where the system has it,
+//! The transport sees byte streams only, through [`Connector`] and [`Acceptor`]; plain TCP is implemented here, a
+//! network in memory in [`memory`]. Invariants: every socket has TCP_NODELAY, keep-alive and, where the system has it,
 //! TCP_USER_TIMEOUT, so that a silent network never holds a connection for minutes; accepting never waits for what
 //! the other side sends.
+
+pub mod memory;
 
 use std::{
     fmt,

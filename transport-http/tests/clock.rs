@@ -2,51 +2,35 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use common::{Member, memory::MemoryNet, message};
+use common::{
+    Member,
+    memory::{listen, member, pair},
+    message,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Semaphore,
     time::{Instant, sleep},
 };
 use transport_core::{MemberId, raftpb::MessageType};
 use transport_http::{
     NoSnapshots,
-    net::{Acceptor, Connector, PeerUrl},
+    net::{Acceptor, BoxFuture, BoxIo, Connector, PeerUrl, memory::MemoryNetwork},
 };
-
-fn member(net: &MemoryNet, id: u64) -> Member {
-    let (address, acceptor) = net.listen(id as u16);
-    let connector = Arc::new(net.clone());
-    Member::start_on(
-        id,
-        address,
-        acceptor,
-        |config| config.connector = connector,
-        Arc::new(NoSnapshots),
-    )
-}
-
-async fn pair(net: &MemoryNet) -> (Member, Member) {
-    let (a, b) = (member(net, 1), member(net, 2));
-    a.add(&b);
-    b.add(&a);
-    a.streams_up(1).await;
-    b.streams_up(1).await;
-    (a, b)
-}
 
 const ROUND_TRIPS: &str = "etcd_network_peer_round_trip_time_seconds{To=2}";
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_hour_opens_no_new_connection() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let (a, b) = pair(&net).await;
     sleep(Duration::from_secs(10)).await;
     // Two streams and two probers in each direction; probes reuse their connections.
-    assert_eq!(net.dials(), 8);
+    assert_eq!(net.opened(), 8);
     sleep(Duration::from_secs(3600)).await;
-    assert_eq!(net.dials(), 8);
+    assert_eq!(net.opened(), 8);
     assert!(a.transport.active_since(b.id).is_some() && b.transport.active_since(a.id).is_some());
     let disconnected = "etcd_network_disconnected_peers_total{Local=1,Remote=2}";
     assert_eq!(a.recorder.value(disconnected), 0.0);
@@ -56,7 +40,7 @@ async fn an_idle_hour_opens_no_new_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn both_probers_report_after_5_s_and_then_every_30_s() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let (a, b) = pair(&net).await;
     sleep(Duration::from_millis(4900)).await;
     assert_eq!(a.recorder.value(ROUND_TRIPS), 0.0);
@@ -72,7 +56,7 @@ async fn both_probers_report_after_5_s_and_then_every_30_s() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_peer_has_no_round_trip() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let a = member(&net, 1);
     a.transport
         .add_peer(MemberId(2), &["http://127.0.0.1:2".to_owned()])
@@ -84,7 +68,7 @@ async fn an_unreachable_peer_has_no_round_trip() {
 
 #[tokio::test(start_paused = true)]
 async fn a_black_holed_link_is_left_within_the_read_timeout() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let (mut a, b) = pair(&net).await;
     sleep(Duration::from_millis(100)).await;
     let begun = Instant::now();
@@ -111,8 +95,72 @@ async fn a_black_holed_link_is_left_within_the_read_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dial_under_way_does_not_hold_up_stopping() {
+    let net = MemoryNetwork::default();
+    let a = member(&net, 1);
+    // Accepted, and then nothing: every dial waits for the head of its answer.
+    let mut silent = listen(&net, 2);
+    a.transport
+        .add_peer(MemberId(2), &["http://127.0.0.1:2".to_owned()])
+        .unwrap();
+    let mut dials = Vec::new();
+    while dials.len() < 4 {
+        let accepted = silent.accept(Duration::ZERO).await.unwrap();
+        dials.push(accepted.handshake.await.unwrap());
+    }
+    let begun = Instant::now();
+    a.transport.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    for mut dial in dials {
+        // The request, and the end of the connection.
+        dial.read_to_end(&mut Vec::new()).await.unwrap();
+    }
+    a.stop().await;
+}
+
+/// Connects to nobody, for ever.
+struct Unanswered(Arc<Semaphore>);
+
+impl Connector for Unanswered {
+    fn connect<'a>(&'a self, _: &'a PeerUrl, _: Duration) -> BoxFuture<'a, io::Result<BoxIo>> {
+        let begun = Arc::clone(&self.0);
+        Box::pin(async move {
+            begun.add_permits(1);
+            std::future::pending().await
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_under_way_does_not_hold_up_stopping() {
+    let net = MemoryNetwork::default();
+    let begun = Arc::new(Semaphore::new(0));
+    let listener = listen(&net, 1);
+    let connector = Arc::new(Unanswered(Arc::clone(&begun)));
+    let a = Member::start_on(
+        1,
+        listener.local_addr(),
+        listener,
+        |config| config.connector = connector,
+        Arc::new(NoSnapshots),
+    );
+    a.transport
+        .add_peer(MemberId(2), &["http://127.0.0.1:2".to_owned()])
+        .unwrap();
+    // Two streams, and a message for the pipeline.
+    a.transport
+        .send(vec![message(MessageType::TimeoutNow, 1, 2)]);
+    let _dials = begun.acquire_many(3).await.unwrap();
+    let stopping = Instant::now();
+    a.transport.stop().await;
+    assert!(stopping.elapsed() < Duration::from_secs(1));
+    assert_eq!(Arc::strong_count(&begun), 2, "no dial is left");
+    a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_raft_does_not_hold_up_stopping() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let (a, b) = pair(&net).await;
     let raft = Arc::clone(&a.raft);
     let _closed = raft.gate.acquire_many(1000).await.unwrap();
@@ -128,9 +176,9 @@ async fn a_slow_raft_does_not_hold_up_stopping() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_pipeline_connection_is_given_up_before_the_server_does() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let a = member(&net, 1);
-    let (_, mut acceptor) = net.listen(2);
+    let mut acceptor = listen(&net, 2);
     let urls = ["http://127.0.0.1:2".to_owned()];
     a.transport.add_peer(MemberId(2), &urls).unwrap();
     a.transport
@@ -164,7 +212,7 @@ async fn an_idle_pipeline_connection_is_given_up_before_the_server_does() {
 
 #[tokio::test(start_paused = true)]
 async fn remotes_end_when_they_expire_or_their_member_is_removed() {
-    let net = MemoryNet::default();
+    let net = MemoryNetwork::default();
     let a = member(&net, 1);
     let urls = "http://127.0.0.1:9";
     // Four workers each, and one task more for the whole transport.
@@ -196,7 +244,7 @@ async fn remotes_end_when_they_expire_or_their_member_is_removed() {
 }
 
 /// Posts an empty message from `from` to member 1, and says where it lives.
-async fn introduce(net: &MemoryNet, from: u64, urls: &str) {
+async fn introduce(net: &MemoryNetwork, from: u64, urls: &str) {
     let to = PeerUrl::parse("http://127.0.0.1:1").unwrap();
     let mut io = net.connect(&to, Duration::ZERO).await.unwrap();
     let head = format!(

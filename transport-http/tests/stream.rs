@@ -2,9 +2,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use common::{Member, Report, append, message, pair, soon};
+use common::{Member, Report, append, memory, message, pair, soon};
+use tokio::time::{sleep, timeout};
 use transport_core::raftpb::{Entry, Message, MessageType};
+use transport_http::net::memory::MemoryNetwork;
 
 fn kinds(from: u64, to: u64) -> Vec<Message> {
     let context = Bytes::from_static(b"\x01read");
@@ -202,6 +206,31 @@ async fn streams_come_back_when_a_member_does() {
         }
     })
     .await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_gets_through_soon_after_every_connection_is_cut() {
+    let net = MemoryNetwork::default();
+    let (a, mut b) = memory::pair(&net).await;
+    for round in 0..20 {
+        net.cut();
+        let mut sends = 0;
+        let beat = loop {
+            sends += 1;
+            a.transport
+                .send(vec![message(MessageType::Heartbeat, 1, 2)]);
+            if let Ok(beat) = timeout(Duration::from_millis(1), b.messages.recv()).await {
+                break beat.unwrap();
+            }
+        };
+        assert_eq!(beat, message(MessageType::Heartbeat, 1, 2));
+        assert!(sends < 50, "round {round}: {sends} sends");
+        // Whatever else is under way.
+        sleep(Duration::from_millis(round * 10)).await;
+        while b.messages.try_recv().is_ok() {}
+    }
     a.stop().await;
     b.stop().await;
 }

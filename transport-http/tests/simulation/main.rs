@@ -1,7 +1,7 @@
 //! Five transports on a simulated network that fails all the time, in virtual time, from a seed.
 //!
 //! The transport's own code runs, with hyper, over turmoil's sockets. What must hold: no message is invented,
-//! changed, or handed to the wrong member; on a stream none comes twice or out of order; and a link that is well
+//! changed, doubled, or handed to the wrong member; on a stream none comes out of order; and a link that is well
 //! again carries messages within the read timeout and the pause between dials. One seed is one run, to the bit.
 //!
 //! `SIMULATION_SEEDS=100 cargo test -p transport-http --test simulation` runs that many seeds instead of one, from
