@@ -323,14 +323,16 @@ fn unpublished(member: InitialMember) -> Member {
 ///
 /// To be asked of the members the flags name, and of those the store knows, which also has those that were added.
 pub fn is_ours(config: &Config, found: MemberId, members: &[Member]) -> Result<(), BootError> {
-    let name = members.iter().find(|member| member.id == found);
-    let name = name.map(|member| member.name.clone()).unwrap_or_default();
+    // Flags that do not know the member say nothing: they may be older or younger than its URLs.
+    let Some(member) = members.iter().find(|member| member.id == found) else {
+        return Ok(());
+    };
     let namesake = members.iter().find(|member| member.name == config.name);
     match namesake {
-        Some(other) if other.id != found && name != config.name => Err(BootError::OtherMember {
+        Some(other) if member.name != config.name => Err(BootError::OtherMember {
             path: config.data_dir.display().to_string(),
             found,
-            name,
+            name: member.name.clone(),
             own_name: config.name.clone(),
             own: other.id,
         }),
@@ -367,6 +369,6 @@ mod tests {
         assert!(ours(1, &cluster[..1]).is_ok());
         assert!(ours(4, &[member(1, "n1"), member(4, "")]).is_ok());
         assert!(ours(3, &[member(1, "n2"), member(3, "n2")]).is_ok());
-        assert!(ours(9, &[]).is_ok());
+        assert!(ours(9, &cluster).is_ok());
     }
 }
