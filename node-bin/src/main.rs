@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     log::log_panics();
     log::announce(&loaded, &shown);
     match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(runtime_threads())
         .enable_all()
         .build()
     {
@@ -51,6 +52,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Threads for sockets and raft: all cores but one, which the log and the state machine keep busy.
+fn runtime_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores - 1).max(1)
 }
 
 async fn run(config: Config) -> ExitCode {

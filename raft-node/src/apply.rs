@@ -18,7 +18,7 @@ use transport_core::{
 
 use crate::{StateMachine, Transport, admit::parse_conf_change};
 
-/// What the raft thread hands to the apply thread.
+/// What the raft task hands to the apply thread.
 pub(crate) enum ApplyTask {
     /// Committed and durable entries.
     Entries { entries: Vec<Entry>, bytes: usize },

@@ -33,7 +33,7 @@ pub struct NodeConfig {
     pub committed_bytes_max: u64,
     /// Bytes a leader appends ahead of the commit; more proposals are refused.
     pub uncommitted_bytes_max: u64,
-    /// Bytes of received messages that wait for the raft thread; more make [`step`](crate::Node::step) wait.
+    /// Bytes of received messages that wait for the raft task; more make [`step`](crate::Node::step) wait.
     pub inbox_bytes_max: usize,
     /// Bytes of local proposals that wait to be handed to raft; more are refused.
     pub proposal_bytes_max: usize,

@@ -1,12 +1,12 @@
-//! What waits for the raft thread, and the mailbox of the two threads behind it.
+//! What waits for the raft task, and the mailbox of the two threads behind it.
 //!
-//! Producers push under a short lock and wake the thread only when it sleeps; the thread takes everything
-//! at once. Invariant: received messages, local proposals and reads are bounded by the room they take, and
-//! events by what the raft thread itself has under way.
+//! Producers push under a short lock and wake the consumer only when it sleeps; it takes everything at once. Invariant: received messages, local proposals and reads are bounded by the room they take, and
+//! events by what the raft task itself has under way.
 
 use std::{
     mem,
-    time::{Duration, Instant},
+    task::{Context, Waker},
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -56,17 +56,16 @@ pub(crate) struct Batch {
 struct State {
     batch: Batch,
     message_bytes: usize,
-    /// Whether the thread sleeps and nobody has woken it yet.
-    asleep: bool,
-    /// Whether the thread waits for its disk.
+    /// The task, while it sleeps and nobody has woken it yet.
+    sleeper: Option<Waker>,
+    /// Whether the task waits for its disk.
     awaits_disk: bool,
     stopped: bool,
 }
 
-/// The raft thread's inbox.
+/// The raft task's inbox.
 pub(crate) struct Inbox {
     state: Mutex<State>,
-    wake: Condvar,
     room: Notify,
     bytes_max: usize,
 }
@@ -75,11 +74,18 @@ pub(crate) struct Inbox {
 #[derive(Debug)]
 pub(crate) struct Closed;
 
+/// What a look into the inbox found.
+pub(crate) enum Arrived {
+    Something,
+    /// The task is woken when that changes.
+    Nothing,
+    Closed,
+}
+
 impl Inbox {
     pub fn new(bytes_max: usize) -> Self {
         Inbox {
             state: Mutex::default(),
-            wake: Condvar::new(),
             room: Notify::new(),
             bytes_max,
         }
@@ -166,36 +172,35 @@ impl Inbox {
     }
 
     fn wake(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        let asleep = mem::take(&mut state.asleep);
+        let sleeper = state.sleeper.take();
         drop(state);
-        if asleep {
-            self.wake.notify_one();
-        }
+        sleeper.into_iter().for_each(Waker::wake);
     }
 
-    /// Sleeps until something arrives or the deadline passes, then swaps everything into `batch`, which
-    /// must be empty. `awaits_disk` says whether news of the disk count as something. False once the inbox
-    /// is closed.
-    pub fn drain(&self, batch: &mut Batch, deadline: Instant, awaits_disk: bool) -> bool {
+    /// Swaps everything that arrived into `batch`, which must be empty.
+    pub fn take(&self, batch: &mut Batch) {
         let mut state = self.state.lock();
-        state.awaits_disk = awaits_disk;
-        while !state.stopped && state.batch.is_empty() {
-            state.asleep = true;
-            if self.wake.wait_until(&mut state, deadline).timed_out() {
-                break;
-            }
-        }
-        state.asleep = false;
-        if state.stopped {
-            return false;
-        }
         mem::swap(&mut state.batch, batch);
         let made_room = mem::take(&mut state.message_bytes) > 0;
         drop(state);
         if made_room {
             self.room.notify_waiters();
         }
-        true
+    }
+
+    /// Has the task woken when something arrives, unless something has already. `awaits_disk` says whether
+    /// news of the disk count as something.
+    pub fn wake_when_arrived(&self, cx: &Context<'_>, awaits_disk: bool) -> Arrived {
+        let mut state = self.state.lock();
+        state.awaits_disk = awaits_disk;
+        if state.stopped {
+            Arrived::Closed
+        } else if state.batch.is_empty() {
+            state.sleeper = Some(cx.waker().clone());
+            Arrived::Nothing
+        } else {
+            Arrived::Something
+        }
     }
 
     /// Closes the inbox: what is in it is dropped, and so is everything to come.
@@ -203,10 +208,9 @@ impl Inbox {
         let mut state = self.state.lock();
         state.stopped = true;
         let batch = mem::take(&mut state.batch);
-        drop(state);
+        self.wake(state);
         // Waiters inside learn of the end when their senders drop, outside of the lock.
         drop(batch);
-        self.wake.notify_all();
         self.room.notify_waiters();
     }
 }

@@ -15,10 +15,10 @@
 //!
 //! # How a proposal travels
 //!
-//! `node` → `inbox` → the raft thread's `driver` (raft-rs; all proposals of a turn are one message) →
+//! `node` → `inbox` → the raft task's `driver` (raft-rs; all proposals of a turn are one message) →
 //! transport and, at the same time, the wal thread's `persist` (one sync for all that queued up) → commit →
 //! the apply thread's `apply` → the waiter in `proposals`. Engines are plain values without threads, clocks
-//! or I/O; `threads` drives them, and the tests drive the same values in virtual time.
+//! or I/O; `turns` and `threads` drive them, and the tests drive the same values in virtual time.
 //!
 //! # Architecture invariants
 //!
@@ -182,6 +182,7 @@ mod state_machine;
 mod storage;
 mod threads;
 mod transport;
+mod turns;
 pub mod wal;
 
 pub use config::{NodeConfig, SharedRecorder};

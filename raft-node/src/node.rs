@@ -1,18 +1,20 @@
 //! The public handle of a node.
 //!
-//! Cheap to clone; every call either pushes to the raft thread's inbox or reads shared numbers. Depends on
+//! Cheap to clone; every call either pushes to the raft task's inbox or reads shared numbers. Depends on
 //! nothing but the modules behind it. Invariant: no call blocks a thread, and every future ends when the
 //! node does.
 
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
-    thread::JoinHandle,
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+};
 use transport_core::{
     MemberId,
     raftpb::{ConfChange, EntryType, Message},
@@ -27,7 +29,7 @@ use crate::{
     proposals::Proposal,
     recovery::{Initial, recover},
     shared::Shared,
-    threads,
+    threads::{self, Running},
     wal::Metadata,
 };
 
@@ -39,7 +41,8 @@ pub struct Node<R> {
 struct Inner<R> {
     shared: Arc<Shared<R>>,
     is_removed: IsRemoved,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Until somebody joins it.
+    running: Mutex<Option<Running>>,
 }
 
 impl<R> Clone for Node<R> {
@@ -54,6 +57,9 @@ impl<R: Send + 'static> Node<R> {
     /// Starts a node from its log: an empty one joins a cluster, a bootstrapped one begins a new cluster, a
     /// replayed one goes on. The state machine must be the one that belongs to the log; what it lacks is
     /// replayed into it, also a snapshot that was received but not installed.
+    ///
+    /// raft itself runs as a task of the tokio runtime this is called in, which should be the one that serves
+    /// the sockets, and in which no task may block.
     pub fn start<S, T>(
         config: NodeConfig,
         storage: Storage,
@@ -64,6 +70,7 @@ impl<R: Send + 'static> Node<R> {
         S: StateMachine<Response = R>,
         T: Transport<S::Image>,
     {
+        let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let expected = Metadata {
             node_id: config.id,
             cluster_id: config.cluster_id,
@@ -93,13 +100,14 @@ impl<R: Send + 'static> Node<R> {
         let driver = Driver::new(config, log, applied, is_removed.clone(), metrics)
             .map_err(|error| StartError::Config(error.to_string()))?;
         let shared = Arc::new(shared);
-        let handles = threads::spawn(&shared, driver, tick, storage.store, machine, transport)
+        let store = storage.store;
+        let running = threads::spawn(&runtime, &shared, driver, tick, store, machine, transport)
             .inspect_err(|_| shared.close())?;
         Ok(Node {
             inner: Arc::new(Inner {
                 shared,
                 is_removed,
-                threads: Mutex::new(handles),
+                running: Mutex::new(Some(running)),
             }),
         })
     }
@@ -272,11 +280,14 @@ impl<R: Send + 'static> Node<R> {
     /// Stops the node and waits until its threads are gone; what they had under way is written first.
     pub async fn stop(&self) {
         self.inner.shared.close();
-        let handles = std::mem::take(&mut *self.inner.threads.lock());
+        let Some(running) = self.inner.running.lock().take() else {
+            return;
+        };
+        // Panics are caught and reported inside.
+        let _ = running.raft.await;
         let joined = tokio::task::spawn_blocking(move || {
-            for handle in handles {
-                // Panics are caught and reported inside.
-                let _ = handle.join();
+            for thread in running.threads {
+                let _ = thread.join();
             }
         });
         let _ = joined.await;

@@ -11,7 +11,7 @@ use crate::{
     storage::{LogStore, StorageError},
 };
 
-/// What the raft thread hands to the wal thread.
+/// What the raft task hands to the wal thread.
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly all of them are the large one"

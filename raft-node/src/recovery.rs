@@ -18,6 +18,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// Raft runs in a tokio runtime, and there is none here.
+    #[error("not inside a tokio runtime")]
+    NoRuntime,
     /// A setting raft refuses.
     #[error("invalid configuration: {0}")]
     Config(String),

@@ -91,7 +91,7 @@ pub(crate) struct Shared<R> {
     fatal: watch::Sender<Option<Arc<str>>>,
 }
 
-/// Written by the raft thread, except for `applied` and `backlog_bytes`.
+/// Written by the raft task, except for `applied` and `backlog_bytes`.
 #[derive(Default)]
 pub(crate) struct Numbers {
     pub term: AtomicU64,

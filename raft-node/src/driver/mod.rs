@@ -1,6 +1,6 @@
 //! The engine around `raft::RawNode`: inputs and the time go in, effects come out.
 //!
-//! No thread, clock or I/O lives here: [`Driver`] is a value that the raft thread feeds and whose
+//! No thread, clock or I/O lives here: [`Driver`] is a value that the raft task feeds and whose
 //! [`Effects`] it carries out; a simulation does the same in virtual time. `inbound` takes received
 //! messages, `ready` holds the contract with raft-rs' asynchronous Ready, `requests` proposals and reads,
 //! `commits` when followers hear of a commit, `snapshots` what log compaction needs.
@@ -49,7 +49,7 @@ use crate::{
 /// Tells whether a member was removed for good.
 pub(crate) type IsRemoved = Arc<dyn Fn(MemberId) -> bool + Send + Sync>;
 
-/// What other threads tell the raft thread.
+/// What others tell the raft task.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The job of this Ready and all before it are durable.

@@ -179,7 +179,7 @@ impl World {
         }
     }
 
-    /// The raft thread.
+    /// The raft task.
     pub(super) fn turn(&mut self, id: u64) {
         let now = self.now;
         let Some(running) = self.members.get_mut(&id).and_then(|m| m.running.as_mut()) else {

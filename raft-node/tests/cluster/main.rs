@@ -380,24 +380,46 @@ async fn one_member_can_be_made_a_cluster_of_its_own() {
     cluster.stop_all().await;
 }
 
-#[tokio::test]
-async fn a_log_of_another_member_is_refused() {
-    let dir = tempfile::tempdir().expect("a directory");
+/// A new node with an empty log of member 5, told that it is member `id`.
+fn start_alone(dir: &std::path::Path, id: u64) -> Result<raft_node::Node<u64>, StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    disk.create_dir(&dir.path().join("snap"))
-        .expect("a directory");
-    let options = options(disk, dir.path());
+    disk.create_dir(&dir.join("snap")).expect("a directory");
+    let options = options(disk, dir);
     drop(Storage::create(&options, metadata(5)).expect("a new log"));
     let storage = Storage::open(&options).expect("it opens");
     assert!(storage.is_empty() && storage.metadata() == metadata(5));
-    let config = raft_node::NodeConfig::new(
-        MemberId(6),
-        harness::CLUSTER,
-        Arc::new(metrics::NoopRecorder),
-    );
+    let recorder = Arc::new(metrics::NoopRecorder);
+    let config = raft_node::NodeConfig::new(MemberId(id), harness::CLUSTER, recorder);
     let machine = harness::Machine::open(harness::MachineDisk::default(), Arc::default());
-    let started = raft_node::Node::start(config, storage, machine, Arc::new(Nowhere));
+    raft_node::Node::start(config, storage, machine, Arc::new(Nowhere))
+}
+
+#[tokio::test]
+async fn a_log_of_another_member_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let started = start_alone(dir.path(), 6);
     assert!(matches!(started, Err(StartError::WrongMember { .. })));
+}
+
+#[test]
+fn a_node_needs_a_runtime_and_ends_with_it() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let started = start_alone(dirs[0].path(), 5);
+    assert!(matches!(started, Err(StartError::NoRuntime)));
+
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().expect("a runtime")
+    };
+    let its_own = runtime();
+    let node = its_own
+        .block_on(async { start_alone(dirs[1].path(), 5) })
+        .expect("it starts");
+    drop(its_own);
+    runtime().block_on(async {
+        assert_eq!(node.read_index().await, Err(ReadError::Stopped));
+        node.stop().await;
+    });
 }
 
 struct Nowhere;
