@@ -1,4 +1,5 @@
-//! One member of three goes on alone, from its data directory, when the others are lost for good.
+//! What a member makes of the data directory of an earlier process: it goes on alone when it is told that the others
+//! are lost for good, and not at all when its cluster has left its version behind.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -21,8 +22,9 @@ type Ports = (u16, u16);
 
 struct Process {
     child: Child,
-    /// The messages of its log.
-    log: mpsc::Receiver<String>,
+    /// The lines of its log.
+    log: mpsc::Receiver<Value>,
+    seen: Vec<Value>,
 }
 
 fn free_ports() -> [Ports; 3] {
@@ -57,19 +59,26 @@ fn start(number: usize, all: &[Ports], data: &Path, flags: &[&str]) -> Process {
     // Ends with the process.
     std::thread::spawn(move || {
         for line in stderr.lines().map_while(Result::ok) {
-            let line: Value = serde_json::from_str(&line).unwrap_or_default();
-            let _ = messages.send(line["msg"].as_str().unwrap_or_default().to_owned());
+            let _ = messages.send(serde_json::from_str(&line).unwrap_or_default());
         }
     });
-    Process { child, log }
+    Process {
+        child,
+        log,
+        seen: Vec::new(),
+    }
 }
 
 impl Process {
-    fn until(&self, message: &str) {
-        while self.log.recv_timeout(DEADLINE).expect(message) != message {}
+    /// Waits for a line with this message, unless there was one.
+    fn until(&mut self, message: &str) {
+        while self.seen.iter().all(|line| line["msg"] != message) {
+            self.seen
+                .push(self.log.recv_timeout(DEADLINE).expect(message));
+        }
     }
 
-    fn ready(self) -> Process {
+    fn ready(mut self) -> Process {
         self.until("serving client traffic insecurely; this is strongly discouraged!");
         self
     }
@@ -170,13 +179,12 @@ fn a_member_goes_on_alone_with_every_key() {
     // A linearizable read through the one that stays: it has everything.
     let before = everything(ports[0].1);
     assert_eq!((before.count, members(ports[0].0).len()), (20, 3));
-    // The others are lost first, so that nothing tells it.
+    // It ends in order, so that its log says what is committed; the others are killed.
     let mut all = all.into_iter();
-    let survivor = all.next().unwrap();
+    all.next().unwrap().terminate();
     all.for_each(drop);
-    drop(survivor);
 
-    let alone = start(0, &ports, data.path(), &["--force-new-cluster"]);
+    let mut alone = start(0, &ports, data.path(), &["--force-new-cluster"]);
     alone.until("forcing restart member");
     let alone = alone.ready();
     assert_eq!(everything(ports[0].1), before);
@@ -191,4 +199,25 @@ fn a_member_goes_on_alone_with_every_key() {
         assert_eq!(members(ports[0].0).len(), 1);
         again.terminate();
     }
+}
+
+#[test]
+fn a_member_older_than_its_cluster_does_not_start() {
+    let data = tempfile::tempdir().unwrap();
+    let ports = &free_ports()[..1];
+    let mut member = start(0, ports, data.path(), &[]);
+    member.until("updated cluster version");
+    member.ready().terminate();
+
+    let older = ["--announced-server-version", "3.5.30"];
+    let mut refused = start(0, ports, data.path(), &older);
+    let last = refused.log.iter().last().unwrap();
+    assert!(!refused.child.wait().unwrap().success());
+    assert_eq!(last["level"], "fatal");
+    // At once, if the store has the version already; else when the log tells of it again.
+    let why = last["error"].as_str().or(last["reason"].as_str()).unwrap();
+    let text = "invalid downgrade; server version is lower than determined cluster version";
+    assert!(why.contains(text), "{last}");
+
+    start(0, ports, data.path(), &[]).ready().terminate();
 }

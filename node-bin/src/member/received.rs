@@ -47,9 +47,17 @@ impl Received {
 
     /// Imports the database received with `snapshot`, unless it is imported already, and returns the file. Blocking,
     /// and as long as the database is big. `applied` is where the state machine stands: what was imported for up to
-    /// there goes.
+    /// there goes. So does a database that cannot be imported: it comes again, and what is there would be taken for
+    /// it.
     pub fn import(&self, snapshot: &Snapshot, applied: u64) -> Result<PathBuf, SnapshotError> {
         let _one_at_a_time = self.importing.lock();
+        self.import_alone(snapshot, applied).inspect_err(|_| {
+            let received = SnapDir::file_name(index_of(snapshot));
+            self.remove(|name| name == received);
+        })
+    }
+
+    fn import_alone(&self, snapshot: &Snapshot, applied: u64) -> Result<PathBuf, SnapshotError> {
         let index = index_of(snapshot);
         let received = self.dir.join(SnapDir::file_name(index));
         let failed = |error: &dyn ToString| {
@@ -72,13 +80,14 @@ impl Received {
     }
 
     /// The imported database of a snapshot that raft has recorded. It is there, but for a stop in between: then what
-    /// was received is imported once more.
+    /// was received is imported once more, and stays until that has succeeded.
     pub fn to_install(&self, snapshot: &Snapshot, applied: u64) -> Result<PathBuf, SnapshotError> {
         let imported = self.imported_path(index_of(snapshot));
         if imported.is_file() {
             return Ok(imported);
         }
-        self.import(snapshot, applied)
+        let _one_at_a_time = self.importing.lock();
+        self.import_alone(snapshot, applied)
     }
 
     /// Removes what was imported for snapshots up to `applied`: they are not installed any more.
@@ -99,7 +108,7 @@ impl Received {
     fn remove(&self, unneeded: impl Fn(&str) -> bool) {
         if let Err(error) = remove_from(&self.dir, unneeded) {
             // They take space and do no other harm.
-            tracing::warn!(path = %self.dir.display(), %error, "failed to remove imported databases");
+            tracing::warn!(path = %self.dir.display(), %error, "failed to remove received databases");
         }
     }
 }
@@ -113,7 +122,7 @@ fn remove_from(dir: &Path, unneeded: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(&unneeded) {
-            tracing::info!(path = %entry.path().display(), "removing an imported database");
+            tracing::info!(path = %entry.path().display(), "removing a received database");
             fs::remove_file(entry.path())?;
         }
     }
@@ -254,6 +263,22 @@ mod tests {
             "{error}"
         );
         assert!(names(dir.path()).is_empty());
+        assert!(!name(6).exists(), "the next one would not replace it");
+    }
+
+    #[test]
+    fn a_damaged_database_makes_room_for_a_whole_one() {
+        let (dir, received) = set_up();
+        let snapshot = receive(dir.path(), 5);
+        let path = dir.path().join(SnapDir::file_name(5));
+        let whole = fs::read(&path).expect("read");
+        fs::write(&path, &whole[..whole.len() / 2]).expect("write");
+        received.to_install(&snapshot, 0).expect_err("damaged");
+        assert!(path.exists(), "it is all there is");
+        received.import(&snapshot, 0).expect_err("damaged");
+        assert!(!path.exists() && names(dir.path()).is_empty());
+        fs::write(&path, whole).expect("write");
+        received.import(&snapshot, 0).expect("import");
     }
 
     #[test]
