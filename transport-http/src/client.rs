@@ -314,9 +314,14 @@ impl Client {
 
     /// Plain TCP with the given limit for connecting and for each write.
     pub fn plain(io_timeout: Duration) -> Self {
+        Client::over(Arc::new(TcpConnector::default()), io_timeout)
+    }
+
+    /// A client before there is a transport, with the given limit for connecting and for each write.
+    pub fn over(connector: Arc<dyn Connector>, io_timeout: Duration) -> Self {
         Client {
             dialer: Dialer {
-                connector: Arc::new(TcpConnector::default()),
+                connector,
                 dial_timeout: io_timeout,
                 write_timeout: io_timeout,
                 user_timeout: io_timeout,

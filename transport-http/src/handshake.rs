@@ -12,6 +12,7 @@ use crate::{
     config::SharedRecorder,
     log_gate::LogGate,
     metrics::{HANDSHAKE_FAILURES, counter},
+    net::PeerUrl,
 };
 
 /// Why a connection did not become usable.
@@ -103,12 +104,14 @@ impl HandshakeError {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Side {
     Accept,
+    Dial,
 }
 
 impl Side {
     fn name(self) -> &'static str {
         match self {
             Side::Accept => "accept",
+            Side::Dial => "dial",
         }
     }
 }
@@ -151,6 +154,20 @@ impl HandshakeFailures {
                 error = %error,
                 "held-back" = held_back,
                 "rejected connection on peer endpoint"
+            );
+        }
+    }
+
+    /// A connection this member opened.
+    pub(crate) fn dialled(&self, url: &PeerUrl, error: &HandshakeError) {
+        self.count(error.cause);
+        if let Some(held_back) = self.gate(error.cause).open() {
+            tracing::warn!(
+                url = %url,
+                cause = error.cause.as_str(),
+                error = %error,
+                "held-back" = held_back,
+                "TLS handshake with a peer failed"
             );
         }
     }

@@ -75,6 +75,12 @@
 //! as one piece. Received messages pass through the peer's inbox to [`Raft::process`]. A snapshot is a POST of its own
 //! with the database behind the message.
 //!
+//! # TLS
+//!
+//! [`tls`] puts TLS around both directions, by etcd's rules: give [`TransportConfig::connector`] a
+//! [`tls::TlsConnector`] and [`serve_peers`] a [`tls::TlsAcceptor`]. A connection that comes to nothing before its first
+//! request is counted in `rafthttp_handshake_failures_total` by side and cause; `handshake_timeout` is its deadline.
+//!
 //! # Bounds
 //!
 //! | what waits | bound ([`Limits`] unless said otherwise) | metric | when it is full |
@@ -91,6 +97,9 @@
 //! | a database on its way | about 1 MiB sent, 2 MiB received | | the disk or the socket waits |
 //! | remotes introduced by requests | `remotes` | | refused |
 //! | connections to the port | `connections` | | wait in the listener's backlog |
+//! | what a TLS connection has encrypted or read ahead | about 64 KiB each way, in rustls | | the socket waits |
+//! | a certificate, key, authority or revocation file | 4 MiB | | refused, at start or until it changes |
+//! | threads that ask for the name of an address | 4 | | wait, within the handshake's deadline |
 //!
 //! A heartbeat always finds room: a newer one takes the place of the one that waits. Each drop is counted in
 //! `rafthttp_dropped_messages_total` by peer, queue and reason.
@@ -135,6 +144,7 @@ mod snapshot_receiver;
 mod snapshot_sender;
 mod stream;
 mod timed_body;
+pub mod tls;
 mod transport;
 mod url_picker;
 

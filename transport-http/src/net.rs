@@ -162,7 +162,7 @@ async fn begin_plain(stream: TcpStream, within: Duration) -> Result<BoxIo, Hands
 }
 
 /// Sets the options of a peer socket.
-fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
+pub(crate) fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(

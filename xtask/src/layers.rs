@@ -45,7 +45,16 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "transport-http",
-        never: &["raft", "tonic", "axum", "raft-node", "kvstore", "node-bin"],
+        // One cryptography is enough; the other one comes in by default features.
+        never: &[
+            "raft",
+            "tonic",
+            "axum",
+            "raft-node",
+            "kvstore",
+            "node-bin",
+            "aws-lc-rs",
+        ],
         not_directly: &[],
     },
     Rule {

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod authority;
 pub mod memory;
 pub mod raw;
 pub mod recorder;
