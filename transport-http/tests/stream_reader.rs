@@ -7,37 +7,15 @@ use std::time::{Duration, Instant};
 
 use common::{
     Member, PATIENCE, append, hurried, message,
-    raw::{Head, Raw, STREAM_OK, answer, chunk},
+    raw::{Raw, STREAM_OK, accept_stream, answer, chunk, fake_peer},
     soon,
 };
-use tokio::net::TcpListener;
 use transport_core::{
     MemberId,
     frame::{message as message_frame, msgappv2},
     raftpb::{Message, MessageType, encoded_len},
 };
 use transport_http::CriticalError;
-
-/// A listener that stands for a peer.
-async fn fake_peer() -> (TcpListener, Vec<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let urls = vec![format!("http://{}", listener.local_addr().unwrap())];
-    (listener, urls)
-}
-
-/// Accepts dials until one asks for the stream of this kind; other requests get no answer and stay open.
-async fn accept_stream(listener: &TcpListener, kind: &str, others: &mut Vec<Raw>) -> (Raw, Head) {
-    loop {
-        let mut raw = Raw::accept(listener).await;
-        let Some(head) = raw.head().await else {
-            continue;
-        };
-        if head.path().starts_with(&format!("/raft/stream/{kind}/")) {
-            return (raw, head);
-        }
-        others.push(raw);
-    }
-}
 
 #[tokio::test]
 async fn a_dial_asks_as_go_does() {

@@ -184,6 +184,31 @@ pub async fn open_stream(address: SocketAddr, kind: &str, from: u64, to: u64) ->
     (raw, head)
 }
 
+/// A listener that stands for a peer.
+pub async fn fake_peer() -> (TcpListener, Vec<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let urls = vec![format!("http://{}", listener.local_addr().unwrap())];
+    (listener, urls)
+}
+
+/// Accepts dials until one asks for the stream of this kind; other requests get no answer and stay open.
+pub async fn accept_stream(
+    listener: &TcpListener,
+    kind: &str,
+    others: &mut Vec<Raw>,
+) -> (Raw, Head) {
+    loop {
+        let mut raw = Raw::accept(listener).await;
+        let Some(head) = raw.head().await else {
+            continue;
+        };
+        if head.path().starts_with(&format!("/raft/stream/{kind}/")) {
+            return (raw, head);
+        }
+        others.push(raw);
+    }
+}
+
 /// The answer that accepts a stream.
 pub const STREAM_OK: &str = "HTTP/1.1 200 OK\r\nX-Server-Version: 3.6.0\r\nX-Etcd-Cluster-ID: 5d9487856336506b\r\nTransfer-Encoding: chunked\r\n\r\n";
 
