@@ -128,6 +128,12 @@ pub struct Limits {
     pub snapshot_envelope_bytes: u64,
     /// Snapshots sent at once by this member (at most one per peer). Beyond: reported as failed.
     pub snapshot_sends: usize,
+    /// Bytes of snapshots this member sends per second, of all together; 0 is no limit.
+    pub snapshot_bytes_per_second: u64,
+    /// How long each chunk of a database (256 KiB, less at a slow pace) may take from the disk to the connection.
+    pub snapshot_chunk_timeout: Duration,
+    /// Bytes that must stay free where received databases go. Less: refused with 500, before and while it comes.
+    pub snapshot_disk_reserve_bytes: u64,
     /// Snapshots received at once. Beyond: refused with 500.
     pub snapshot_receives: usize,
     /// How long the receiver of a complete snapshot may take to make it durable and to answer.
@@ -159,6 +165,9 @@ impl Default for Limits {
             post_timeout: Duration::from_secs(15),
             snapshot_envelope_bytes: ENVELOPE_BYTES_MAX,
             snapshot_sends: 4,
+            snapshot_bytes_per_second: 0,
+            snapshot_chunk_timeout: Duration::from_secs(30),
+            snapshot_disk_reserve_bytes: 128 << 20,
             snapshot_receives: 2,
             snapshot_answer_timeout: Duration::from_secs(600),
             remotes: 64,

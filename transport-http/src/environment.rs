@@ -6,7 +6,9 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use transport_core::handshake::Identity;
 
-use crate::{client::Dialer, config::TransportConfig, metrics::Metrics, reports::Reports};
+use crate::{
+    client::Dialer, config::TransportConfig, metrics::Metrics, pace::Pace, reports::Reports,
+};
 
 /// Configuration, connections, tasks. Every task of the transport is spawned through it, and so is joined.
 pub(crate) struct Environment {
@@ -21,6 +23,7 @@ pub(crate) struct Environment {
     pub(crate) runtime: Handle,
     /// Snapshots under way to any peer.
     pub(crate) snapshot_sends: Arc<Semaphore>,
+    pub(crate) snapshot_pace: Arc<Pace>,
 }
 
 impl Environment {

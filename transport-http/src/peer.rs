@@ -230,6 +230,8 @@ impl Peer {
             reports: Arc::clone(&self.env.reports),
             metrics: Arc::clone(&self.metrics),
             snapshot_metrics: self.env.metrics.snapshot_send(self.id),
+            pace: Arc::clone(&self.env.snapshot_pace),
+            chunk_timeout: self.env.config.limits.snapshot_chunk_timeout,
             answer_timeout: self.env.config.limits.snapshot_answer_timeout,
         };
         let slot = SnapshotSlot {

@@ -60,6 +60,12 @@ pub enum ProcessError {
 pub trait SnapshotSink: Send + Sync + 'static {
     /// Begins to receive the database that belongs to `message` (a snapshot message with metadata).
     fn create(&self, message: &Message) -> io::Result<Box<dyn SnapshotWriter>>;
+
+    /// Bytes that are free where the database goes; `None` if nobody knows. Asked before a database is received and
+    /// every 16 MiB of it.
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 /// Receives one database. Dropped without [`commit`](SnapshotWriter::commit), it removes what it wrote.

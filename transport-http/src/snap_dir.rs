@@ -104,6 +104,12 @@ impl SnapshotSink for SnapDir {
             times: self.times.clone(),
         }))
     }
+
+    #[cfg(unix)]
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        let space = rustix::fs::statvfs(&self.dir)?;
+        Ok(Some(space.f_bavail.saturating_mul(space.f_frsize)))
+    }
 }
 
 /// Removes the file when dropped, unless it was renamed.
@@ -173,5 +179,9 @@ impl SnapshotSink for NoSnapshots {
 impl<S: SnapshotSink> SnapshotSink for Arc<S> {
     fn create(&self, message: &Message) -> io::Result<Box<dyn SnapshotWriter>> {
         (**self).create(message)
+    }
+
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        (**self).free_bytes()
     }
 }

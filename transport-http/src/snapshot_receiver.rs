@@ -18,6 +18,8 @@ use transport_core::{
 
 use crate::{environment::Environment, raft::SnapshotSink, timed_body::TimedBody};
 
+/// How much may come between two looks at the free space.
+const SPACE_CHECK_BYTES: usize = 16 << 20;
 /// Pieces between socket and disk. hyper yields at most a few hundred KiB at once, so about two MiB.
 const PIECES_AHEAD: usize = 4;
 
@@ -77,9 +79,11 @@ pub(crate) async fn save(
 ) -> Result<u64, Verdict> {
     let (pieces, received) = mpsc::channel(PIECES_AHEAD);
     let message = message.clone();
-    let saving = env
-        .tracker
-        .spawn_blocking_on(move || write(&*sink, &message, received), &env.runtime);
+    let reserve = env.config.limits.snapshot_disk_reserve_bytes;
+    let saving = env.tracker.spawn_blocking_on(
+        move || write(&*sink, reserve, &message, received),
+        &env.runtime,
+    );
     let fed = feed(pieces, first, body).await;
     // `feed` dropped the channel, so the thread ends after what it has.
     let saved = saving
@@ -108,15 +112,36 @@ async fn feed(
     pieces.send(Piece::End).await.map_err(gone)
 }
 
+/// Fails when less than `reserve` is free: the log needs room more than a snapshot does.
+fn check_space(sink: &dyn SnapshotSink, reserve: u64) -> io::Result<()> {
+    match sink.free_bytes()? {
+        Some(free) if free < reserve => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("{free} bytes are free on the disk, {reserve} must stay so"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn write(
     sink: &dyn SnapshotSink,
+    reserve: u64,
     message: &Message,
     mut received: mpsc::Receiver<Piece>,
 ) -> io::Result<u64> {
+    check_space(sink, reserve)?;
     let mut writer = sink.create(message)?;
+    let mut unchecked = 0;
     loop {
         match received.blocking_recv() {
-            Some(Piece::Data(data)) => writer.write(&data)?,
+            Some(Piece::Data(data)) => {
+                unchecked += data.len();
+                if unchecked >= SPACE_CHECK_BYTES {
+                    check_space(sink, reserve)?;
+                    unchecked = 0;
+                }
+                writer.write(&data)?;
+            }
             Some(Piece::End) => return writer.commit(),
             // Broken off: the writer removes what it has.
             None => return Err(io::ErrorKind::ConnectionAborted.into()),

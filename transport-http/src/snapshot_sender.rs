@@ -1,29 +1,25 @@
 //! Sends one snapshot: a POST whose body is the message followed by the database.
 //!
-//! One task per snapshot, started by the peer, which admits at most one at a time. The database is read on a
-//! blocking thread and passes through a channel of a few chunks, never whole through memory. Invariant: whatever
-//! happens, raft is told exactly once how it ended.
+//! One task per snapshot, started by the peer, which admits at most one at a time. The body (`snapshot_body`) is read
+//! on a blocking thread. Invariant: whatever happens, raft is told exactly once how it ended; and it ends, because each
+//! chunk has a deadline, whether the disk or the receiver is slow.
 //!
 //! etcd: server/etcdserver/api/rafthttp/snapshot_sender.go.
 
 use std::{
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
-    task::JoinHandle,
+    sync::{OwnedSemaphorePermit, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,17 +36,17 @@ use crate::{
     error::{ClientError, CriticalError},
     metrics::{PeerMetrics, SnapshotMetrics},
     net::PeerUrl,
+    pace::Pace,
     pipeline::{PostError, check_answer},
     raft::{OutgoingSnapshot, SnapshotSource, SnapshotStatus},
     reports::Reports,
     requests::request,
+    snapshot_body::{DatabaseBody, Stage},
     url_picker::UrlPicker,
 };
 
-/// One read of the database.
-const CHUNK_BYTES: usize = 256 << 10;
-/// Chunks read ahead of the socket: at most a MiB per snapshot with the one being written.
-const CHUNKS_AHEAD: usize = 3;
+/// How long a thread may take to notice that nobody wants its chunks any more; then it is left to itself.
+const READER_GRACE: Duration = Duration::from_secs(1);
 /// How long the body of the answer may take once its head is there.
 const ANSWER_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_BODY_BYTES: usize = 64 << 10;
@@ -65,10 +61,14 @@ pub(crate) struct SnapshotSender {
     pub(crate) reports: Arc<dyn Reports>,
     pub(crate) metrics: Arc<PeerMetrics>,
     pub(crate) snapshot_metrics: SnapshotMetrics,
+    pub(crate) pace: Arc<Pace>,
+    /// For each chunk of the database.
+    pub(crate) chunk_timeout: Duration,
     pub(crate) answer_timeout: Duration,
 }
 
-/// The peer's and the member's place for a snapshot under way.
+/// The peer's and the member's place for a snapshot under way. Its reading thread holds it too: one that hangs in a
+/// broken disk keeps others from hanging beside it.
 pub(crate) struct SnapshotSlot {
     pub(crate) under_way: Arc<AtomicBool>,
     pub(crate) _permit: OwnedSemaphorePermit,
@@ -86,6 +86,8 @@ enum SendError {
     Post(#[from] PostError),
     #[error("cannot read the database: {0}")]
     Source(String),
+    #[error("no progress for {0:?}")]
+    Stalled(Duration),
     #[error("the receiver did not answer within {0:?} of the last byte")]
     NoAnswer(Duration),
     #[error("the peer is stopped")]
@@ -121,7 +123,8 @@ impl SnapshotSender {
         );
         let begun = Instant::now();
         self.snapshot_metrics.inflights.increment(1.0);
-        let outcome = self.send(&mut snapshot, &cancel).await;
+        let slot = Arc::new(slot);
+        let outcome = self.send(&mut snapshot, &slot, &cancel).await;
         self.snapshot_metrics.inflights.decrement(1.0);
         // Raft may answer a failure with another snapshot at once.
         drop(slot);
@@ -166,21 +169,24 @@ impl SnapshotSender {
     async fn send(
         &self,
         snapshot: &mut OutgoingSnapshot,
+        slot: &Arc<SnapshotSlot>,
         cancel: &CancellationToken,
     ) -> Result<(), SendError> {
         let mut url = self.picker.pick();
         let envelope = encode_envelope(&snapshot.message);
         let source = std::mem::replace(&mut snapshot.source, Box::new(Taken));
-        let (body, pump, sent) = DatabaseBody::start(envelope, source);
+        let (body, mut reading, stage) =
+            DatabaseBody::start(envelope, source, Arc::clone(&self.pace), Arc::clone(slot));
         let outcome = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(SendError::Stopped),
-            outcome = self.post(&mut url, body, sent) => outcome,
+            outcome = self.post(&mut url, body, stage) => outcome,
         };
-        // The body is gone, so the thread ends with its next chunk.
-        let read = pump
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)));
+        // The body is gone, so the thread ends with its next chunk, if its disk lets it.
+        let read = match tokio::time::timeout(READER_GRACE, &mut reading).await {
+            Ok(read) => read.unwrap_or_else(|error| Err(io::Error::other(error))),
+            Err(_) => Ok(()),
+        };
         let outcome = match (outcome, read) {
             (Err(SendError::Post(PostError::Client(_))), Err(error))
                 if error.kind() != io::ErrorKind::BrokenPipe =>
@@ -199,7 +205,7 @@ impl SnapshotSender {
         &self,
         url: &mut Arc<PeerUrl>,
         body: DatabaseBody,
-        sent: oneshot::Receiver<()>,
+        stage: watch::Receiver<Stage>,
     ) -> Result<(), SendError> {
         let mut connection: Connection = self.dialer.open_any(&self.picker).await?;
         url.clone_from(connection.url());
@@ -213,17 +219,10 @@ impl SnapshotSender {
         );
         let octets = HeaderValue::from_static("application/octet-stream");
         request.headers_mut().insert(header::CONTENT_TYPE, octets);
-        let silent = async {
-            // Dropped with the body, should the connection end early: then the request fails by itself.
-            if sent.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            tokio::time::sleep(self.answer_timeout).await;
-        };
         let answer = tokio::select! {
             biased;
             answer = connection.send_unbounded(request) => answer?,
-            () = silent => return Err(SendError::NoAnswer(self.answer_timeout)),
+            error = self.overdue(stage) => return Err(error),
         };
         let status = answer.status();
         if status == StatusCode::NO_CONTENT {
@@ -237,6 +236,34 @@ impl SnapshotSender {
         };
         Ok(check_answer(status, &text)?)
     }
+
+    /// Returns when the next chunk, or the answer behind the last one, is overdue.
+    async fn overdue(&self, mut stage: watch::Receiver<Stage>) -> SendError {
+        loop {
+            let (within, error) = match *stage.borrow_and_update() {
+                Stage::Sending => {
+                    let within = self.chunk_timeout;
+                    (within, SendError::Stalled(within))
+                }
+                Stage::Sent => {
+                    let within = self.answer_timeout;
+                    (within, SendError::NoAnswer(within))
+                }
+            };
+            match tokio::time::timeout(within, stage.changed()).await {
+                Ok(Ok(())) => {}
+                // The body went with the connection: then the request fails by itself.
+                Ok(Err(_)) if !matches!(*stage.borrow(), Stage::Sent) => {
+                    std::future::pending().await
+                }
+                Ok(Err(_)) => {
+                    tokio::time::sleep(within).await;
+                    return error;
+                }
+                Err(_) => return error,
+            }
+        }
+    }
 }
 
 /// Stands where a source was.
@@ -249,99 +276,5 @@ impl SnapshotSource for Taken {
 
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         Ok(0)
-    }
-}
-
-/// Envelope, then what the reading thread yields.
-struct DatabaseBody {
-    envelope: Option<Bytes>,
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
-    sent: Option<oneshot::Sender<()>>,
-}
-
-impl DatabaseBody {
-    fn start(
-        envelope: Bytes,
-        source: Box<dyn SnapshotSource>,
-    ) -> (
-        DatabaseBody,
-        JoinHandle<io::Result<()>>,
-        oneshot::Receiver<()>,
-    ) {
-        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-        let (sent, sent_receiver) = oneshot::channel();
-        let pump = tokio::task::spawn_blocking(move || pump(source, &sender));
-        (
-            DatabaseBody {
-                envelope: Some(envelope),
-                chunks,
-                sent: Some(sent),
-            },
-            pump,
-            sent_receiver,
-        )
-    }
-}
-
-/// Reads exactly what was announced; anything else must not look like a complete body. A receiver that is gone is
-/// `BrokenPipe`.
-fn pump(
-    mut source: Box<dyn SnapshotSource>,
-    chunks: &mpsc::Sender<io::Result<Bytes>>,
-) -> io::Result<()> {
-    let outcome = read_exactly(&mut *source, chunks);
-    if let Err(error) = &outcome {
-        // If nobody listens, nobody needs it.
-        let _ = chunks.blocking_send(Err(io::Error::new(error.kind(), error.to_string())));
-    }
-    outcome
-}
-
-fn read_exactly(
-    source: &mut dyn SnapshotSource,
-    chunks: &mpsc::Sender<io::Result<Bytes>>,
-) -> io::Result<()> {
-    let mut left = source.len();
-    while left > 0 {
-        let mut chunk = BytesMut::zeroed(left.min(CHUNK_BYTES as u64) as usize);
-        let mut filled = 0;
-        while filled < chunk.len() {
-            match source.read(&mut chunk[filled..]) {
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "short read")),
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        left -= filled as u64;
-        if chunks.blocking_send(Ok(chunk.freeze())).is_err() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-    }
-    match source.read(&mut [0])? {
-        0 => Ok(()),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "expected EOF")),
-    }
-}
-
-impl Body for DatabaseBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if let Some(envelope) = self.envelope.take() {
-            return Poll::Ready(Some(Ok(Frame::data(envelope))));
-        }
-        let chunk = ready!(self.chunks.poll_recv(cx));
-        if chunk.is_none()
-            && let Some(sent) = self.sent.take()
-        {
-            // The task may have ended already.
-            let _ = sent.send(());
-        }
-        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     log_gate::LogGate,
     metrics::{EndedSeries, Metrics, PeerMetrics},
     net::PeerUrl,
+    pace::Pace,
     peer::Peer,
     raft::{OutgoingSnapshot, Raft, SnapshotSink, SnapshotStatus},
     remote::Remote,
@@ -92,6 +93,7 @@ impl<R: Raft> Transport<R> {
             cancel: CancellationToken::new(),
             runtime,
             snapshot_sends: Arc::new(Semaphore::new(config.limits.snapshot_sends)),
+            snapshot_pace: Arc::new(Pace::new(config.limits.snapshot_bytes_per_second)),
             config,
         });
         let limits = &env.config.limits;

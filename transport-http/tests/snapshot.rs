@@ -537,3 +537,138 @@ async fn the_database_is_never_whole_in_memory_and_a_failed_commit_is_answered()
         b.stop().await;
     }
 }
+
+/// Yields nothing until the test says so.
+struct Stuck(std::sync::mpsc::Receiver<()>);
+
+impl SnapshotSource for Stuck {
+    fn len(&self) -> u64 {
+        1
+    }
+
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        let _ = self.0.recv();
+        Err(io::Error::other("stuck"))
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_given_up_and_keeps_its_place_until_its_thread_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut a = Member::start_with(1, |config| {
+        config.limits.snapshot_chunk_timeout = Duration::from_millis(100)
+    })
+    .await;
+    let b = Member::start_full(2, |_| {}, sink(dir.path(), &TestRecorder::default())).await;
+    b.add(&a);
+    a.add(&b);
+    let (release, held) = std::sync::mpsc::channel();
+    let (done, waits) = oneshot::channel();
+    a.transport.send_snapshot(OutgoingSnapshot {
+        message: snapshot(1, 2, 7),
+        source: Box::new(Stuck(held)),
+        done: Some(done),
+    });
+    assert!(!accepted(waits).await);
+    let failed = Report::Snapshot(MemberId(2), SnapshotStatus::Failure);
+    while a.report().await != failed {}
+    // The thread still hangs: a second one must not hang beside it.
+    let (out, done) = outgoing(snapshot(1, 2, 8), Database::of(10));
+    a.transport.send_snapshot(out);
+    assert!(!accepted(done).await);
+    drop(release);
+    let sent = async {
+        loop {
+            let (out, done) = outgoing(snapshot(1, 2, 9), Database::of(10));
+            a.transport.send_snapshot(out);
+            if accepted(done).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("a snapshot after that", sent).await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn snapshots_leave_at_the_pace_that_is_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = Member::start_with(1, |config| {
+        config.limits.snapshot_bytes_per_second = 512 << 10
+    })
+    .await;
+    let b = Member::start_full(2, |_| {}, sink(dir.path(), &TestRecorder::default())).await;
+    a.add(&b);
+    b.add(&a);
+    let begun = std::time::Instant::now();
+    let (out, done) = outgoing(snapshot(1, 2, 7), Database::of(200 << 10));
+    a.transport.send_snapshot(out);
+    assert!(accepted(done).await);
+    // A quarter of a second's worth at once, the rest when that has passed.
+    assert!(begun.elapsed() >= Duration::from_millis(240));
+    a.stop().await;
+    b.stop().await;
+}
+
+/// Has so many bytes free, and less with each byte it takes.
+#[derive(Clone)]
+struct Filling(Arc<Mutex<u64>>);
+
+impl SnapshotSink for Filling {
+    fn create(&self, _: &Message) -> io::Result<Box<dyn SnapshotWriter>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(Some(*self.0.lock().unwrap()))
+    }
+}
+
+impl SnapshotWriter for Filling {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        *self.0.lock().unwrap() -= chunk.len() as u64;
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_no_snapshot_and_is_not_filled_by_one() {
+    const RESERVE: u64 = 100 << 20;
+    let free = Arc::new(Mutex::new(RESERVE - 1));
+    let filling = Filling(Arc::clone(&free));
+    let a = Member::start(1).await;
+    let reserve = |config: &mut TransportConfig| {
+        config.limits.snapshot_disk_reserve_bytes = RESERVE;
+    };
+    let b = Member::start_full(2, reserve, Arc::new(filling)).await;
+    a.add(&b);
+    b.add(&a);
+    for (before, bytes, is_accepted) in [
+        (RESERVE - 1, 10, false),
+        (RESERVE, 10, true),
+        (RESERVE + (8 << 20), 100 << 20, false),
+    ] {
+        *free.lock().unwrap() = before;
+        let (out, done) = outgoing(snapshot(1, 2, 7), Database::of(bytes));
+        a.transport.send_snapshot(out);
+        assert_eq!(accepted(done).await, is_accepted, "{before} {bytes}");
+        // Seen every 16 MiB, long before everything was written.
+        assert!(*free.lock().unwrap() + (16 << 20) > RESERVE - 10);
+    }
+    a.stop().await;
+    b.stop().await;
+}
+
+#[cfg(unix)]
+#[test]
+fn a_directory_knows_what_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = sink(dir.path(), &TestRecorder::default()).free_bytes();
+    assert!(free.unwrap().is_some_and(|free| free > 0));
+}
