@@ -18,6 +18,24 @@
 //! always yields the same output. Bytes from outside never panic and never cost more memory than a small
 //! multiple of their length; `tests/memory.rs` holds that with a counting allocator.
 //!
+//! # When to use it
+//!
+//! To speak etcd's peer protocol where `transport-http` does not fit: over another runtime or HTTP library, in a
+//! simulator, a proxy, a tool that looks at captured traffic (`cargo run -p transport-core --example recorded_stream`
+//! joins a recorded stream and prints what it carries). With hyper and tokio, use `transport-http`, which is the
+//! sockets around this crate; for the rules of raft itself bring a raft.
+//!
+//! # How a message travels
+//!
+//! 1. [`route::pick`] names its channel: the append stream, the message stream, or a POST of its own.
+//! 2. [`lane::Lane`] holds it until that channel can write, within a budget in bytes.
+//! 3. The channel's encoder ([`frame::msgappv2`], [`frame::message`]; a POST is
+//!    [`raftpb::encode_message`] alone) appends it to the buffer that is written next.
+//! 4. The other member had asked for the stream with headers that [`handshake::check_stream`] judges, and had read
+//!    the answer with [`handshake::DialVerdict`].
+//! 5. Its decoder is fed what the socket gives and yields whole messages, entries as slices of what was read.
+//! 6. A lane again, and then raft.
+//!
 //! # From a message to bytes and back
 //!
 //! ```
@@ -95,6 +113,28 @@
 //! let kinds: Vec<_> = batch.iter().map(|m| (m.kind().unwrap(), m.commit)).collect();
 //! assert_eq!(kinds, [(MessageType::Heartbeat, 2), (MessageType::Append, 1)]);
 //! ```
+//!
+//! # Bounds and errors
+//!
+//! | what | bound | beyond it |
+//! |---|---|---|
+//! | a frame of a stream | [`frame::FRAME_BYTES_MAX`], 512 MiB | [`frame::FrameError::TooLong`] before any room is made |
+//! | a snapshot's message | [`frame::snapshot::ENVELOPE_BYTES_MAX`] | the same |
+//! | the elements of a message | its own length: none is believed before its bytes are there | [`raftpb::DecodeError`] |
+//! | a lane | [`lane::Budget`], in bytes per class, and [`lane::SharedBudget`] for all | the message comes back with a [`lane::DropReason`] |
+//! | a heartbeat in a lane | one slot each way | the newer takes the older's place |
+//!
+//! After an error a decoder yields nothing more: its connection has to end, and a new one begins with a new decoder.
+//! A request that is refused gets a [`handshake::Verdict`] with the status, headers and body a Go member would send;
+//! no verdict is 403, which Go members take for their own removal. A message of a kind that is not known decodes, and
+//! is for the receiver to drop.
+//!
+//! # Versions
+//!
+//! Written is what etcd 3.4 to 3.8 all read. Read is what any of them writes: the differences are zeros that some
+//! versions leave out, and fields above 12, which are skipped. [`handshake::supports_stream`] and the checks of a
+//! request follow the tables that each release carries; `tests/captures.rs` and `tests/golden.rs` hold all of this to
+//! bytes of real members.
 //!
 //! # Features
 //!

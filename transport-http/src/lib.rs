@@ -5,6 +5,15 @@
 //! any raft that speaks [`transport_core::raftpb`] (with the feature `eraftpb` of `transport-core`, the `raft` crate
 //! does; `examples/raft_over_transport.rs` is a whole cluster in one file).
 //!
+//! # When to use it
+//!
+//! When a cluster shall mix with etcd's members; and when a raft of your own needs a transport that is done:
+//! bounded in bytes, never in the way of the raft thread, and noticing dead links within seconds. The bytes are those
+//! of HTTP/1.1, so proxies, `curl` and `tcpdump` help to look at them. It is not for you if messages must not be
+//! lost: like every transport of raft it drops them when a connection breaks or a queue is full, and raft sends them
+//! again. Messages to one member keep their order per channel and lane, not over all. For the protocol without
+//! sockets, or with a runtime of your own, take `transport-core` alone.
+//!
 //! # Using it
 //!
 //! Implement [`Raft`], which gets what is received; [`start`](Transport::start) the transport; let [`serve_peers`]
@@ -104,12 +113,49 @@
 //! A heartbeat always finds room: a newer one takes the place of the one that waits. Each drop is counted in
 //! `rafthttp_dropped_messages_total` by peer, queue and reason.
 //!
+//! # Errors
+//!
+//! | what happens | who is told |
+//! |---|---|
+//! | a setting or a URL that cannot work | the caller: [`StartError`], [`UrlError`] |
+//! | a message cannot be queued, or its stream breaks | [`Raft::report_unreachable`], once per message or stream |
+//! | a snapshot arrived, or did not | [`Raft::report_snapshot`], and the sender of [`OutgoingSnapshot::done`] |
+//! | a peer says this member was removed (410 on a stream, 403 on a POST) | [`Transport::critical_error`]: stop the member |
+//! | a peer refuses us: another cluster, an unknown member, an old version | the log, and the next dial tries again |
+//! | bytes that are no frame, no message, no request | the log; that stream or request ends, nothing else |
+//! | [`Raft::process`] fails | the log for a stream; 500 for a POST, which the sender reports to its raft |
+//!
+//! A message that may have left is never sent again. Dials are repeated, the first again at once and the next ones
+//! every 100 ms, for as long as the peer is a peer. [`Transport::active_since`] tells since when it has been reachable.
+//!
+//! # Versions
+//!
+//! Peers tell each other `X-Server-Version` and `X-Min-Cluster-Version` in every request and answer; a member refuses
+//! those whose versions do not overlap with its own. [`TransportConfig::server_version`] is what this one says
+//! (3.6 unless you choose otherwise), and 3.0 is the oldest it takes. What a Go member of any version from 3.4 on
+//! sends is understood; what it would not understand is not sent.
+//!
+//! # Networks
+//!
+//! The transport sees byte streams only. [`net::TcpConnector`] and tokio's `TcpListener` are plain TCP;
+//! [`net::memory`] connects the transports of one process, for tests under a paused clock, with links that break on
+//! purpose; whatever else implements [`net::Connector`] and [`net::Acceptor`] will do. `tests/simulation` does it for
+//! a simulated network, where five transports run for hours of virtual time from a seed.
+//!
+//! # Examples
+//!
+//! | `cargo run -p transport-http --example …` | shows |
+//! |---|---|
+//! | `message_pump` | nothing but messages, between two processes |
+//! | `raft_over_transport` | the `raft` crate over this transport: three members elect, replicate, lose every stream and recover |
+//!
 //! # What this crate never does
 //!
 //! **Architecture invariants.** [`Transport::send`] never waits and takes no lock for longer than it takes to queue.
 //! No request makes the port panic or answer 403, which a Go member takes for its own removal. No bytes from outside
 //! are believed before they are there. Every wait has a deadline, every task is joined by [`Transport::stop`]. The
-//! environment's HTTP proxy is never used.
+//! environment's HTTP proxy is never used. No type of a raft implementation or of a gRPC library is in the public API:
+//! neither is among the dependencies, which `cargo xtask layers` checks.
 
 #![forbid(unsafe_code)]
 

@@ -332,6 +332,33 @@ async fn every_answer_but_204_is_a_failure() {
 }
 
 #[tokio::test]
+async fn every_message_is_tried_though_each_fails() {
+    const COUNT: u64 = 50;
+    let (a, mut peer) = start().await;
+    a.transport
+        .send((1..=COUNT).map(|index| append(1, 2, index, 1)).collect());
+    let mut tried = Vec::new();
+    while tried.len() < COUNT as usize {
+        let posted = peer.next().await;
+        tried.push(posted.message.entries[0].index);
+        // Every other one is not even answered.
+        if tried.len().is_multiple_of(2) {
+            peer.answer(posted, &answer("500 Internal Server Error", "", "no\n"))
+                .await;
+        }
+    }
+    // Four at a time, so not quite in order.
+    tried.sort_unstable();
+    assert_eq!(tried, (1..=COUNT).collect::<Vec<_>>());
+    a.recorder
+        .until("etcd_network_peer_sent_failures_total{To=2}", |failures| {
+            failures == COUNT as f64
+        })
+        .await;
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn an_aborted_error_answer_of_go_is_a_failure() {
     let (mut a, mut peer) = start().await;
     a.transport.send(vec![append(1, 2, 1, 1)]);

@@ -5,10 +5,10 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Member, Report, append, memory, message, pair, soon};
+use common::{Member, Report, append, memory, message, pair, snapshot, soon};
 use tokio::time::{sleep, timeout};
 use transport_core::raftpb::{Entry, Message, MessageType};
-use transport_http::net::memory::MemoryNetwork;
+use transport_http::{SnapshotStatus, net::memory::MemoryNetwork};
 
 fn kinds(from: u64, to: u64) -> Vec<Message> {
     let context = Bytes::from_static(b"\x01read");
@@ -80,6 +80,13 @@ async fn every_kind_arrives_as_it_was_sent() {
         b.transport.send(vec![sent.clone()]);
         assert_eq!(a.message().await, sent);
     }
+    // The one kind that has no stream goes by itself.
+    a.transport.send(vec![snapshot(1, 2, 9)]);
+    assert_eq!(b.message().await, snapshot(1, 2, 9));
+    assert_eq!(
+        a.report().await,
+        Report::Snapshot(b.id, SnapshotStatus::Finish)
+    );
     assert_eq!(
         a.recorder
             .value("etcd_network_peer_sent_failures_total{To=2}"),
