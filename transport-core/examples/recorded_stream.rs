@@ -3,8 +3,8 @@
 //!
 //! ```sh
 //! cargo run -p transport-core --example recorded_stream
-//! cargo run -p transport-core --example recorded_stream -- msgapp FILE
 //! cargo run -p transport-core --example recorded_stream -- message FILE
+//! cargo run -p transport-core --example recorded_stream -- msgapp FILE ID_OF_THE_RECEIVER ID_OF_THE_SENDER
 //! ```
 //!
 //! A recording is what `nc` or `tcpflow` writes: the bytes one member sent over one connection. What is particular to
@@ -141,25 +141,37 @@ fn print(message: &Message) {
 fn main() -> Result<(), Box<dyn Error>> {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let streams = match &arguments[..] {
-        [] => vec![
-            (
-                StreamKind::Message,
-                format!("{fixtures}/message-from-3.6.16-leader.http"),
-            ),
-            (
-                StreamKind::MsgAppV2,
-                format!("{fixtures}/msgapp-from-3.6.16.http"),
-            ),
-        ],
-        [kind, file] if kind == "message" => vec![(StreamKind::Message, file.clone())],
-        [kind, file] if kind == "msgapp" => vec![(StreamKind::MsgAppV2, file.clone())],
-        _ => return Err("usage: recorded_stream [message|msgapp FILE]".into()),
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let recorded = |kind, name, [to, from]: [u64; 2]| {
+        let file = format!("{fixtures}/{name}");
+        (kind, file, MemberId(to), MemberId(from))
     };
-    for (kind, file) in streams {
-        println!("{kind} stream in {file}");
-        // Ids do not stand in an append stream's compact frames; any two will do to look at it.
-        for message in join(&fs::read(&file)?, kind, MemberId(0x22), MemberId(0x11))? {
+    let members = [0x5ce0_794a_533f_a0dd, 0x692b_ffaf_34d1_0007];
+    let streams = match arguments[..] {
+        [] => vec![
+            recorded(
+                StreamKind::Message,
+                "message-from-3.6.16-leader.http",
+                members,
+            ),
+            recorded(StreamKind::MsgAppV2, "msgapp-from-3.6.16.http", members),
+        ],
+        ["message", file] => {
+            vec![(StreamKind::Message, file.into(), MemberId(0), MemberId(0))]
+        }
+        ["msgapp", file, to, from] => {
+            vec![(
+                StreamKind::MsgAppV2,
+                file.into(),
+                to.parse()?,
+                from.parse()?,
+            )]
+        }
+        _ => return Err("usage: recorded_stream [message FILE | msgapp FILE TO FROM]".into()),
+    };
+    for (kind, file, to, from) in streams {
+        println!("{kind} in {file}");
+        for message in join(&fs::read(&file)?, kind, to, from)? {
             print(&message);
         }
     }
