@@ -35,7 +35,7 @@ use crate::{
         header::Responder,
         layer::GrpcLimits,
         metrics::GrpcMetrics,
-        server::{self, Endpoint, Keepalive, ServerOptions},
+        server::{self, Endpoint, ServerOptions},
         services::{ServiceOptions, Services},
     },
     http::{
@@ -306,7 +306,7 @@ impl Running {
                 after.send_replace(Some(end));
             }
         });
-        let (watching, watched, stop_watching) = (member.clone(), ended, stop.clone());
+        let (watching, watched, stop_watching) = (member.clone(), ended.clone(), stop.clone());
         tasks.spawn(async move {
             let end = async {
                 tokio::select! {
@@ -326,6 +326,7 @@ impl Running {
             listeners.client_http,
             listeners.metrics,
             metrics,
+            ended,
         );
     }
 
@@ -351,6 +352,7 @@ impl Running {
         client_http: Vec<TcpListener>,
         metrics_only: Vec<TcpListener>,
         metrics: Metrics,
+        ended: Arc<watch::Sender<Option<Ended>>>,
     ) {
         let (member, stop, config) = (
             self.member.clone(),
@@ -376,7 +378,7 @@ impl Running {
             access,
         );
         let monitoring = metrics_router(member.clone(), metrics, server_metrics);
-        let options = server_options(&config);
+        let options = ServerOptions::new(&config);
         let shared_port = client_http.is_empty();
         let tasks = self.tasks.clone();
         for listener in metrics_only {
@@ -388,7 +390,10 @@ impl Running {
         }
         let spawner = tasks.clone();
         tasks.spawn(async move {
-            tasks::publish(&member, &stop).await;
+            if let Err(error) = tasks::publish(&member, &stop).await {
+                ended.send_replace(Some(Ended::Fatal(error.to_string())));
+                return;
+            }
             if stop.is_cancelled() {
                 return;
             }
@@ -471,39 +476,5 @@ fn service_options(config: &Config) -> ServiceOptions {
         txn_ops_max: config.max_txn_ops,
         quota: Quota::new(config.quota_backend_bytes),
         version: config.server_version,
-    }
-}
-
-fn server_options(config: &Config) -> ServerOptions {
-    // As in etcd, 0 for either turns the pings off.
-    let times = (
-        config.grpc_keepalive_interval,
-        config.grpc_keepalive_timeout,
-    );
-    let keepalive = match times {
-        (Some(interval), Some(timeout)) => Some(Keepalive { interval, timeout }),
-        _ => None,
-    };
-    ServerOptions {
-        max_concurrent_streams: config.max_concurrent_streams,
-        keepalive,
-        ..ServerOptions::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_are_pinged_unless_one_of_the_times_is_0() {
-        let options = |flags: &[&str]| server_options(&Config::from_flags(flags).unwrap());
-        let etcd_s = Keepalive {
-            interval: Duration::from_secs(7200),
-            timeout: Duration::from_secs(20),
-        };
-        assert_eq!(options(&[]).keepalive, Some(etcd_s));
-        assert_eq!(options(&["--grpc-keepalive-interval=0"]).keepalive, None);
-        assert_eq!(options(&["--grpc-keepalive-timeout=0"]).keepalive, None);
     }
 }

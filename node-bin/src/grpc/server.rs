@@ -33,6 +33,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
+use crate::config::Config;
+
 use super::{backend::ServerBackend, layer::RemoteAddr, services::Services, wire::ResponseBody};
 
 /// The longest a new connection may be silent.
@@ -84,6 +86,25 @@ impl Default for ServerOptions {
             }),
             connections_max: connections_max(),
             shutdown_deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ServerOptions {
+    /// What the flags say. As in etcd, 0 for either time turns the pings off.
+    pub fn new(config: &Config) -> ServerOptions {
+        let times = (
+            config.grpc_keepalive_interval,
+            config.grpc_keepalive_timeout,
+        );
+        let keepalive = match times {
+            (Some(interval), Some(timeout)) => Some(Keepalive { interval, timeout }),
+            _ => None,
+        };
+        ServerOptions {
+            max_concurrent_streams: config.max_concurrent_streams,
+            keepalive,
+            ..ServerOptions::default()
         }
     }
 }
@@ -341,5 +362,22 @@ where
 {
     fn execute(&self, stream: F) {
         self.0.spawn(stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_pinged_unless_one_of_the_times_is_0() {
+        let options = |flags: &[&str]| ServerOptions::new(&Config::from_flags(flags).unwrap());
+        let etcd_s = Keepalive {
+            interval: Duration::from_secs(7200),
+            timeout: Duration::from_secs(20),
+        };
+        assert_eq!(options(&[]).keepalive, Some(etcd_s));
+        assert_eq!(options(&["--grpc-keepalive-interval=0"]).keepalive, None);
+        assert_eq!(options(&["--grpc-keepalive-timeout=0"]).keepalive, None);
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     auto_compaction::AutoCompactor,
+    boot::{self, BootError},
     cluster_version,
     election::{self, Advance},
     join,
@@ -80,18 +81,24 @@ async fn publish_form(member: &Member, patience_over: bool) -> Option<Form> {
 }
 
 /// Tells the cluster this member's name and client URLs until that is in the log.
-pub async fn publish(member: &Member, stop: &CancellationToken) {
+///
+/// # Errors
+/// `OtherMember` when the cluster knows another member by this name. What the store knew at the start may have been
+/// older than that, so it is looked at once more when everything that was committed is here.
+pub async fn publish(member: &Member, stop: &CancellationToken) -> Result<(), BootError> {
     let patient_until = Instant::now() + PUBLISH_PATIENCE;
     let client_urls = url::strings(&member.config.advertise_client_urls);
     let attempts = async {
         loop {
             let patience_over = Instant::now() > patient_until;
-            if let Some(form) = publish_form(member, patience_over).await {
+            let caught_up = member.linearizable().await.is_ok();
+            if caught_up && let Some(form) = publish_form(member, patience_over).await {
+                boot::is_ours(&member.config, member.id(), &member.reader.members())?;
                 let id = member.request_ids.next();
                 let entry =
                     publish::entry(form, id, member.id(), &member.config.name, &client_urls);
                 match member.submit(id, entry.into()).await {
-                    Ok(_) => return,
+                    Ok(_) => return Ok::<(), BootError>(()),
                     Err(error) => {
                         tracing::warn!(local_member_id = %member.id(), %error, "failed to publish local member to cluster through raft");
                     }
@@ -100,12 +107,14 @@ pub async fn publish(member: &Member, stop: &CancellationToken) {
             tokio::time::sleep(PUBLISH_RETRY).await;
         }
     };
-    if stop.run_until_cancelled(attempts).await.is_some() {
+    if let Some(published) = stop.run_until_cancelled(attempts).await {
+        published?;
         tracing::info!(
             local_member_id = %member.id(), local_member_attributes = ?(&member.config.name, &client_urls),
             cluster_id = %member.responder.cluster_id, "published local member to cluster through raft"
         );
     }
+    Ok(())
 }
 
 /// While this member leads, keeps the cluster version at the lowest version of all members.

@@ -279,7 +279,8 @@ fn promotions_are_counted_and_an_added_member_s_directory_is_its_own() {
     eventually("promoted", || promote().is_ok());
     assert!(counted("etcd_server_learner_promote_successes 1"));
 
-    assert_eq!(learner.terminate().code(), Some(0));
+    // Killed, so that its store may know less than its log.
+    drop(learner);
     let mut mixed_up = command("m", &path, ports);
     mixed_up.args(["--initial-cluster", &format!("m={}", url(ports.peer))]);
     let error = refusal(mixed_up);

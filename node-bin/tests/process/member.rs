@@ -5,7 +5,8 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -70,32 +71,35 @@ pub fn command(name: &str, data: &Path, ports: Ports) -> Command {
     command
 }
 
-/// Runs a process that ends by itself. Returns its exit code and the last line of its log.
-pub fn run_to_its_end(mut command: Command) -> (Option<i32>, Value) {
-    let output = command.output().unwrap();
-    let log = String::from_utf8(output.stderr).unwrap();
-    let last = serde_json::from_str(log.lines().last().unwrap()).unwrap();
-    (output.status.code(), last)
-}
-
 /// Runs a process that refuses to start, and returns its reason.
 pub fn refusal(command: Command) -> String {
-    let (code, last) = run_to_its_end(command);
+    let (log, code) = Member::spawn(command, Ports::free()).end();
+    let last = log.last().unwrap();
     assert_eq!((code, &last["level"]), (Some(1), &"fatal".into()), "{last}");
-    last["error"].as_str().unwrap().into()
+    let reason = last["error"].as_str().or(last["reason"].as_str());
+    reason.unwrap().into()
 }
 
 /// A process that runs.
 pub struct Member {
     child: Child,
-    log: BufReader<ChildStderr>,
+    /// The lines of its log; ends with the process.
+    log: mpsc::Receiver<Value>,
     pub ports: Ports,
 }
 
 impl Member {
     pub fn spawn(mut command: Command, ports: Ports) -> Member {
         let mut child = command.spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+                // Nobody may be listening any more.
+                let _ = lines.send(line);
+            }
+        });
         Member { child, log, ports }
     }
 
@@ -111,28 +115,27 @@ impl Member {
 
     /// Reads the log up to the line with this message.
     pub fn until(&mut self, message: &str) -> Vec<Value> {
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            assert!(
-                self.log.read_line(&mut line).unwrap() > 0,
-                "the log ends before {message:?}: {lines:#?}"
-            );
-            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-            let found = line["msg"] == message;
-            lines.push(line);
-            if found {
-                return lines;
+        let mut lines: Vec<Value> = Vec::new();
+        while lines.last().is_none_or(|line| line["msg"] != message) {
+            match self.log.recv_timeout(DEADLINE) {
+                Ok(line) => lines.push(line),
+                Err(error) => panic!("no {message:?} in the log, {error}: {lines:#?}"),
             }
         }
+        lines
     }
 
     /// Waits until the process has ended by itself; the rest of its log, and its exit code.
     pub fn end(&mut self) -> (Vec<Value>, Option<i32>) {
-        let mut log = String::new();
-        self.log.read_to_string(&mut log).unwrap();
-        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
-        (lines.collect(), wait(&mut self.child).code())
+        let mut lines = Vec::new();
+        loop {
+            match self.log.recv_timeout(DEADLINE) {
+                Ok(line) => lines.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end: {lines:#?}"),
+            }
+        }
+        (lines, wait(&mut self.child).code())
     }
 
     pub fn terminate(&mut self) -> ExitStatus {
