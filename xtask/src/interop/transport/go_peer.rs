@@ -12,7 +12,7 @@ use tokio::{
 };
 use transport_core::{ClusterId, MemberId, raftpb::Message};
 
-use super::{DEADLINE, json};
+use super::{DEADLINE, certificates::Certificates, json};
 use crate::workspace::Outcome;
 
 /// Events that wait to be looked at.
@@ -31,17 +31,29 @@ pub struct GoPeer {
 }
 
 impl GoPeer {
-    /// Starts it as `id` with its databases and its log below `dir`.
+    /// Starts it as `id` with its databases and its log below `dir`; with certificates it speaks TLS only.
     pub async fn start(
         program: &Path,
         id: MemberId,
         cluster: ClusterId,
         dir: &Path,
+        certificates: Option<&Certificates>,
     ) -> Outcome<GoPeer> {
         let log = dir.join("rafthttp.log");
         let stderr = File::create(&log)
             .map_err(|error| format!("cannot create {}: {error}", log.display()))?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        if let Some(files) = certificates {
+            command
+                .args(["-listen", "https://127.0.0.1:0"])
+                .arg("-cert")
+                .arg(&files.certificate)
+                .arg("-key")
+                .arg(&files.key)
+                .arg("-ca")
+                .arg(&files.authority);
+        }
+        let mut child = command
             .args(["-id", &id.0.to_string(), "-cluster", &cluster.0.to_string()])
             .arg("-snap-dir")
             .arg(dir)

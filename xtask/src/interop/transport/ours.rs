@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use transport_core::{ClusterId, MemberId, handshake::Version, raftpb::Message};
 use transport_http::{
     PeerBody, ProcessError, Raft, SnapDir, SnapshotStatus, Transport, TransportConfig, serve_peers,
+    tls::{Tls, TlsAcceptor, TlsConnector, TlsSettings},
 };
 
 use super::DEADLINE;
@@ -30,6 +31,8 @@ pub struct Settings<'a> {
     pub listen: &'a str,
     /// Where received databases go.
     pub dir: &'a Path,
+    /// What TLS is spoken with, if it is.
+    pub tls: Option<TlsSettings>,
 }
 
 /// Hands on what the transport tells.
@@ -79,13 +82,27 @@ impl Ours {
         let address = listener
             .local_addr()
             .map_err(|error| format!("cannot tell the address: {error}"))?;
-        let url = format!("http://{address}");
+        let scheme = if settings.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let url = format!("{scheme}://{address}");
         let recorder = PrometheusBuilder::new().build_recorder();
         let metrics = recorder.handle();
         let mut config = TransportConfig::new(settings.id, settings.cluster, Arc::new(recorder));
         config.advertise_urls = vec![url.clone()];
         config.server_version =
             Version::from_str(settings.version).map_err(|error| error.to_string())?;
+        let tls = match &settings.tls {
+            Some(settings) => Some(
+                Tls::load(settings.clone(), &config.recorder).map_err(|error| error.to_string())?,
+            ),
+            None => None,
+        };
+        if let Some(tls) = &tls {
+            config.connector = Arc::new(TlsConnector::new(tls.clone()));
+        }
         let sink = Arc::new(SnapDir::new(settings.dir, &config.recorder));
         let (sender, messages) = mpsc::channel(RECEIVED_MAX);
         let (reporter, reports) = mpsc::channel(RECEIVED_MAX);
@@ -103,12 +120,14 @@ impl Ours {
             let versions = versions.clone();
             async move { answer_other(request.uri().path(), versions) }
         };
-        let port = tokio::spawn(serve_peers(
-            listener,
-            transport.clone(),
-            other,
-            closing.clone(),
-        ));
+        let (serving, ends) = (transport.clone(), closing.clone());
+        let port = match tls {
+            Some(tls) => {
+                let acceptor = TlsAcceptor::new(listener, tls);
+                tokio::spawn(serve_peers(acceptor, serving, other, ends))
+            }
+            None => tokio::spawn(serve_peers(listener, serving, other, ends)),
+        };
         Ok(Ours {
             transport,
             url,

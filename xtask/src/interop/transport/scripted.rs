@@ -58,6 +58,7 @@ async fn scenario(cluster: &Cluster, go: &GoEtcd, dir: &Path) -> Outcome {
         version: &go.version,
         listen: cluster.members[1].peer_url.trim_start_matches("http://"),
         dir,
+        tls: None,
     })
     .await?;
     let url = cluster.members[0].peer_url.clone();
