@@ -52,5 +52,6 @@ pub mod listen;
 pub mod log;
 pub mod member;
 pub mod metrics;
+mod peer_port;
 pub mod start;
 pub mod version;

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use transport_core::MemberId;
-use transport_http::{PeerBody, SnapDir, Transport, TransportConfig, client::Client};
+use transport_http::{SnapDir, Transport, TransportConfig, client::Client, net::Connector};
 
 use crate::{
     config::Config,
@@ -38,10 +38,7 @@ use crate::{
         server::{self, Endpoint, ServerOptions},
         services::{ServiceOptions, Services},
     },
-    http::{
-        client::{Access, client_router, metrics_router},
-        peer,
-    },
+    http::client::{Access, client_router, metrics_router},
     listen::{ListenError, Listeners},
     member::{
         RequestIds,
@@ -57,6 +54,7 @@ use crate::{
         transferee,
     },
     metrics::{Metrics, ServerMetrics},
+    peer_port::PeerSecurity,
     version,
 };
 
@@ -83,6 +81,9 @@ pub enum StartError {
     /// The cluster has left this member's version behind.
     #[error(transparent)]
     Version(#[from] Downgraded),
+    /// TLS between members.
+    #[error(transparent)]
+    Tls(#[from] transport_http::tls::TlsError),
     /// The transport.
     #[error(transparent)]
     Transport(#[from] transport_http::StartError),
@@ -109,9 +110,11 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
     let config = Arc::new(config);
     let recorder = metrics.recorder();
     let listeners = Listeners::bind(&config)?;
+    let security = PeerSecurity::load(&config, &recorder)?;
 
     let options = storage_options(&config, recorder.clone());
-    let asking = PeerClient::new(Client::plain(config.peer_dial_timeout()), None);
+    let client = Client::over(security.connector(), config.peer_dial_timeout());
+    let asking = PeerClient::new(client, None);
     let Boot {
         metadata,
         mut storage,
@@ -145,7 +148,13 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
         received: received.clone(),
         node: node.clone(),
     };
-    let transport = start_transport(&config, id, cluster_id, &recorder, inbound)?;
+    let transport = start_transport(
+        &config,
+        (id, cluster_id),
+        &recorder,
+        inbound,
+        security.connector(),
+    )?;
     metrics.leave_out(transport.ended_series());
     for (remote, urls) in &remotes {
         transport.add_remote(*remote, urls)?;
@@ -201,7 +210,7 @@ pub async fn start(config: Config, metrics: Metrics) -> Result<Running, StartErr
         tasks,
         ended: ended_watch,
     };
-    running.spawn(listeners, metrics, ended, followups_waiting);
+    running.spawn(listeners, &security, metrics, ended, followups_waiting);
     Ok(running)
 }
 
@@ -245,10 +254,10 @@ fn open_store(
 
 fn start_transport(
     config: &Config,
-    id: MemberId,
-    cluster_id: transport_core::ClusterId,
+    (id, cluster_id): (MemberId, transport_core::ClusterId),
     recorder: &crate::metrics::SharedRecorder,
     inbound: Inbound,
+    connector: Arc<dyn Connector>,
 ) -> Result<PeerTransport, StartError> {
     let mut settings = TransportConfig::new(id, cluster_id, recorder.clone());
     settings.advertise_urls = crate::config::url::strings(&config.advertise_peer_urls);
@@ -256,6 +265,7 @@ fn start_transport(
     settings.dial_timeout = config.peer_dial_timeout();
     settings.read_timeout = config.raft_read_timeout;
     settings.write_timeout = config.raft_write_timeout;
+    settings.connector = connector;
     let sink = SnapDir::new(config.snap_dir(), recorder);
     Ok(Transport::start(
         settings,
@@ -285,13 +295,14 @@ impl Running {
     fn spawn(
         &self,
         listeners: Listeners,
+        security: &PeerSecurity,
         metrics: Metrics,
         ended: Arc<watch::Sender<Option<Ended>>>,
         followups: mpsc::Receiver<crate::member::replica::Followup>,
     ) {
         let (member, tasks) = (&self.member, &self.tasks);
         let stop = &self.stop_clients;
-        self.serve_peers(listeners.peers);
+        security.serve(member, listeners.peers, tasks, &self.stop_peers);
         tasks.spawn(metrics.clone().upkeep(self.stop_peers.clone()));
         tasks.spawn(tasks::advance_election(member.clone(), stop.clone()));
         tasks.spawn(tasks::watch_leader(member.clone(), stop.clone()));
@@ -328,21 +339,6 @@ impl Running {
             metrics,
             ended,
         );
-    }
-
-    fn serve_peers(&self, listeners: Vec<TcpListener>) {
-        for listener in listeners {
-            let member = self.member.clone();
-            let fallback = move |request| {
-                let member = member.clone();
-                async move { peer::handle(&*member, request).await.map(PeerBody::from) }
-            };
-            let transport = self.member.transport.clone();
-            let stop = self.stop_peers.clone();
-            self.tasks.spawn(transport_http::serve_peers(
-                listener, transport, fallback, stop,
-            ));
-        }
     }
 
     /// Serves clients, once this member has published itself: before, it would answer with errors alone.

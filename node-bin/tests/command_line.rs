@@ -95,7 +95,7 @@ fn settings_that_do_not_fit_exit_with_1_and_a_log_line() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         log(&output).last().unwrap()["error"],
-        "--cert-file: TLS is not supported yet"
+        "--cert-file: TLS for clients is not supported yet"
     );
 }
 

@@ -13,6 +13,7 @@ mod file;
 mod flags;
 mod help;
 mod log_settings;
+mod peer_tls;
 mod resolve;
 mod settings;
 mod table;
@@ -23,7 +24,7 @@ mod yaml;
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
-use self::{environment::EnvironmentError, file::FileError, settings::Settings};
+use self::{environment::EnvironmentError, file::FileError, peer_tls::PeerTls, settings::Settings};
 pub use self::{features::FeatureGates, help::usage, settings::Note, url::Url};
 use crate::version::Version;
 
@@ -160,6 +161,7 @@ pub struct Config {
     pub(crate) grpc_keepalive_interval: Option<Duration>,
     pub(crate) grpc_keepalive_timeout: Option<Duration>,
     pub(crate) socket_reuse_port: bool,
+    pub(crate) peer_tls: PeerTls,
     pub(crate) raft_read_timeout: Duration,
     pub(crate) raft_write_timeout: Duration,
     pub(crate) strict_reconfig_check: bool,

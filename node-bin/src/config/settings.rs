@@ -75,6 +75,12 @@ pub enum Note {
     },
     /// Leases are checkpointed and not persisted.
     CheckpointWithoutPersist,
+    /// A certificate is to be made at start, and one was given.
+    PeerAutoTlsIgnored,
+    /// A peer URL is http, and there is a certificate for peers.
+    PeerCertificateUnused(String),
+    /// A peer URL is http, and certificates of other members are demanded.
+    PeerCertAuthUnused(String),
     /// This host's address replaced a default.
     DefaultHost(String),
     /// The data directory's default was taken.
@@ -211,6 +217,16 @@ impl Settings {
         }
     }
 
+    /// A list of texts, without empty ones.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        let mut list = match self.value(name) {
+            Some(Value::List(list)) => list,
+            _ => Vec::new(),
+        };
+        list.retain(|word| !word.is_empty());
+        list
+    }
+
     /// A list of URLs.
     pub fn urls(&self, name: &str) -> Vec<Url> {
         let default = || match find(name).and_then(default_of) {
@@ -322,9 +338,9 @@ mod tests {
     fn what_is_not_supported_is_refused_unless_it_is_the_default() {
         assert_eq!(
             resolved(&["--cert-file=x"]).unwrap_err(),
-            "--cert-file: TLS is not supported yet"
+            "--cert-file: TLS for clients is not supported yet"
         );
-        let (_, notes) = resolved(&["--experimental-peer-skip-client-san-verification"]).unwrap();
+        let (_, notes) = resolved(&["--enable-pprof"]).unwrap();
         assert!(
             notes
                 .iter()

@@ -171,6 +171,27 @@ fn what_etcd_refuses_is_refused_with_its_words() {
             "--log-outputs requires a single file path when --log-rotate-config-json is defined",
         ),
         (
+            "--listen-peer-urls=https://127.0.0.1:2380",
+            "cannot listen on TLS for 127.0.0.1:2380: KeyFile and CertFile are not presented",
+        ),
+        (
+            "--peer-cert-file=c",
+            "KeyFile and CertFile must both be present[key: , cert: c]",
+        ),
+        (
+            "--peer-cert-file=c --peer-key-file=k --peer-cert-allowed-cn=a,b --peer-cert-allowed-hostname=h",
+            "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"a\" \"b\"], hostnames=[\"h\"])",
+        ),
+        (
+            "--tls-min-version=TLS1.1",
+            "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)",
+        ),
+        (
+            "--tls-min-version=TLS1.3 --tls-max-version=TLS1.2",
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        ("--cipher-suites=x", "unexpected TLS cipher suite \"x\""),
+        (
             "--config-file=/nonexistent",
             "open /nonexistent: no such file or directory",
         ),
@@ -183,11 +204,10 @@ fn what_etcd_refuses_is_refused_with_its_words() {
 #[test]
 fn what_is_not_supported_yet_is_refused_in_one_line() {
     for (words, reason) in [
-        ("--cert-file x", "TLS is not supported yet"),
-        ("--peer-auto-tls", "TLS is not supported yet"),
+        ("--cert-file x", "TLS for clients is not supported yet"),
         (
-            "--listen-peer-urls https://127.0.0.1:1",
-            "TLS is not supported yet",
+            "--listen-client-urls https://127.0.0.1:1 --advertise-client-urls https://h:1",
+            "TLS for clients is not supported yet",
         ),
         (
             "--discovery http://x",
@@ -205,6 +225,37 @@ fn what_is_not_supported_yet_is_refused_in_one_line() {
             "{words}: {message}"
         );
     }
+}
+
+#[test]
+fn flags_of_peer_tls_reach_the_transport() {
+    let Loaded { config, notes } = loaded(
+        "--listen-peer-urls https://127.0.0.1:1,http://127.0.0.1:2 --peer-cert-file=c --peer-key-file=k \
+         --peer-client-cert-auth --peer-trusted-ca-file=ca --peer-cert-allowed-cn=a,b --peer-auto-tls \
+         --experimental-peer-skip-client-san-verification --tls-max-version=TLS1.2",
+    );
+    let tls = &config.peer_tls.settings;
+    assert_eq!(tls.trusted_ca_file.as_deref(), Some("ca".as_ref()));
+    assert_eq!(tls.allowed_cns, ["a", "b"]);
+    assert!(tls.client_cert_auth && tls.skip_client_san_verification);
+    assert_eq!(tls.max_version, Some(transport_http::tls::TlsVersion::V1_2));
+    assert!(!config.peer_tls.auto);
+    for note in [
+        Note::PeerAutoTlsIgnored,
+        Note::PeerCertificateUnused("http://127.0.0.1:2".into()),
+        Note::PeerCertAuthUnused("http://127.0.0.1:2".into()),
+    ] {
+        assert!(notes.contains(&note), "{note:?} is not in {notes:?}");
+    }
+    let own = loaded(
+        "--listen-peer-urls https://127.0.0.1:1 --peer-auto-tls --self-signed-cert-validity=3",
+    )
+    .config;
+    assert_eq!(
+        (own.peer_tls.auto, own.peer_tls.self_signed_years),
+        (true, 3)
+    );
+    assert!(!loaded("").config.peer_tls.is_wanted());
 }
 
 #[test]

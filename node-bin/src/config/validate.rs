@@ -15,6 +15,7 @@ use super::{
     ADVERTISE_UNSET, AutoCompaction, ClusterState, Config, LoadError, MetricsDetail, duration,
     flags::find,
     log_settings,
+    peer_tls::{self, PeerTls},
     settings::{Note, Settings},
     url::{self, Url},
 };
@@ -96,6 +97,8 @@ pub(super) fn build(
         grpc_keepalive_interval: optional("grpc-keepalive-interval"),
         grpc_keepalive_timeout: optional("grpc-keepalive-timeout"),
         socket_reuse_port: settings.bool("socket-reuse-port"),
+        // Checked after the rest, as in etcd.
+        peer_tls: PeerTls::default(),
         raft_read_timeout: raft_timeout(settings, "raft-read-timeout", notes),
         raft_write_timeout: raft_timeout(settings, "raft-write-timeout", notes),
         strict_reconfig_check: settings.bool("strict-reconfig-check"),
@@ -125,6 +128,7 @@ pub(super) fn build(
     }
     config.auto_compaction = auto_compaction(settings)?;
     check_rest(settings, &config, notes)?;
+    config.peer_tls = peer_tls::read(settings, &config.listen_peer_urls, notes)?;
     fill_in_defaults(&mut config, notes, default_host);
     Ok(config)
 }
@@ -165,12 +169,12 @@ fn server_version(settings: &Settings) -> Result<Version, LoadError> {
 
 fn check_urls(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
     check_bind(&config.listen_peer_urls)?;
-    check_bind(&config.listen_client_urls)?;
-    check_bind(&config.listen_client_http_urls)?;
+    check_client_bind(&config.listen_client_urls)?;
+    check_client_bind(&config.listen_client_http_urls)?;
     if config.listen_client_http_urls.is_empty() {
         notes.push(Note::SharedPort);
     }
-    check_bind(&config.listen_metrics_urls)?;
+    check_client_bind(&config.listen_metrics_urls)?;
     check_advertised("initial-advertise-peer-urls", &config.advertise_peer_urls)?;
     check_advertised("advertise-client-urls", &config.advertise_client_urls)?;
     let http: BTreeSet<_> = config
@@ -193,9 +197,6 @@ fn check_urls(config: &Config, notes: &mut Vec<Note>) -> Result<(), LoadError> {
 /// Listening needs an address, not a name, except for `localhost`.
 fn check_bind(urls: &[Url]) -> Result<(), LoadError> {
     for url in urls {
-        if url.scheme().is_secure() {
-            return invalid(format!("cannot listen on {url}: TLS is not supported yet"));
-        }
         let Some((host, _)) = url.host_port() else {
             return invalid(format!(
                 "cannot listen on {url}: Unix sockets are not supported yet"
@@ -206,6 +207,15 @@ fn check_bind(urls: &[Url]) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+fn check_client_bind(urls: &[Url]) -> Result<(), LoadError> {
+    match urls.iter().find(|url| url.scheme().is_secure()) {
+        Some(url) => invalid(format!(
+            "cannot listen on {url}: TLS for clients is not supported yet"
+        )),
+        None => check_bind(urls),
+    }
 }
 
 fn check_advertised(flag: &str, urls: &[Url]) -> Result<(), LoadError> {

@@ -86,6 +86,15 @@ fn note(note: &Note) {
         Note::CheckpointWithoutPersist => tracing::warn!(
             "leases are checkpointed and the checkpoints not kept; LeaseCheckpointPersist would keep them"
         ),
+        Note::PeerAutoTlsIgnored => tracing::warn!("ignoring peer auto TLS since certs given"),
+        Note::PeerCertificateUnused(url) => tracing::warn!(
+            peer_url = url,
+            "scheme is HTTP while key and cert files are present; ignoring key and cert files"
+        ),
+        Note::PeerCertAuthUnused(url) => tracing::warn!(
+            peer_url = url,
+            "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL"
+        ),
         Note::DefaultHost(host) => tracing::info!(host, "detected default host for advertise"),
         Note::DefaultDataDir(dir) => {
             tracing::warn!(data_dir = dir, "'data-dir' was empty; using default")
