@@ -5,3 +5,4 @@ mod cluster;
 mod disk;
 mod life;
 mod member;
+mod tls;
