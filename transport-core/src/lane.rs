@@ -24,7 +24,7 @@ pub use drop_reason::DropReason;
 use crate::raftpb::{Entry, Message, MessageType};
 
 /// Largest heartbeat that goes into a slot, in bytes of memory; its context is a few dozen bytes at most.
-const SLOT_BYTES_MAX: usize = 4 << 10;
+pub const SLOT_BYTES_MAX: usize = 4 << 10;
 
 /// Where a message waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -23,10 +23,13 @@ use crate::{
     body::{RequestBody, nothing, piece},
     config::TransportConfig,
     error::{ClientError, UrlError},
-    net::{Connector, PeerUrl, TcpConnector, WriteDeadline},
+    net::{Connector, HTTP_BUFFER_BYTES, PeerUrl, TcpConnector, WriteDeadline},
     race::race,
     url_picker::UrlPicker,
 };
+
+/// Body of an answer to a request of raft's: an error text has a few dozen bytes.
+pub(crate) const ANSWER_BYTES: usize = 64 << 10;
 
 type Driver = http1::Connection<TokioIo<WriteDeadline>, RequestBody>;
 
@@ -85,6 +88,7 @@ impl Dialer {
         let io = TokioIo::new(WriteDeadline::new(io, self.write_timeout));
         let opened = http1::Builder::new()
             .title_case_headers(true)
+            .max_buf_size(HTTP_BUFFER_BYTES)
             .handshake(io)
             .await;
         let (sender, driver) = opened.map_err(|source| ClientError::Http {

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How much a worker takes at once: what arrives meanwhile and is urgent waits behind no more than this.
-const BATCH_BYTES: usize = 64 << 10;
+pub(crate) const BATCH_BYTES: usize = 64 << 10;
 
 /// Both lanes of one peer.
 pub(crate) struct Inbox {

@@ -92,24 +92,38 @@
 //!
 //! # Bounds
 //!
-//! | what waits | bound ([`Limits`] unless said otherwise) | metric | when it is full |
+//! | what waits | bound ([`Limits`], or a constant of the module) | metric | when it is full |
 //! |---|---|---|---|
-//! | messages for a stream, two per peer | `stream`, in bytes | `rafthttp_queue_bytes` | dropped, counted, the peer reported unreachable |
-//! | messages for the pipeline | 64, and `pipeline` in bytes | `rafthttp_queue_bytes` | as above |
-//! | received messages, per peer | `receive`, in bytes | `rafthttp_queue_bytes` | dropped and counted |
-//! | received proposals, per peer | `proposal`, in bytes | `rafthttp_queue_bytes` | dropped and counted |
-//! | bulk messages of all these lanes | [`TransportConfig::budget`], in bytes | | as the lane's own bound |
-//! | one frame being received | 512 MiB ([`transport_core::frame::FRAME_BYTES_MAX`]) | | the stream ends |
-//! | one write of a stream | `flush_bytes`, or one message | `rafthttp_flush_bytes` | the rest waits |
-//! | body of a POST; of all of them | `post_body_bytes`; `post_total_bytes` | | 400 |
-//! | snapshots sent; received | `snapshot_sends`, one per peer; `snapshot_receives` | `etcd_network_snapshot_*_inflights_total` | reported as failed; 500 |
-//! | a database on its way | about 1 MiB sent, 2 MiB received | | the disk or the socket waits |
-//! | remotes introduced by requests | `remotes` | | refused |
-//! | connections to the port | `connections` | | wait in the listener's backlog |
-//! | what a TLS connection has encrypted or read ahead | about 64 KiB each way, in rustls | | the socket waits |
-//! | a certificate, key, authority or revocation file | 4 MiB | | refused, at start or until it changes |
-//! | threads that ask for the name of an address | 4 | | wait, within the handshake's deadline |
+//! | messages for a stream, two per peer | `stream.control_bytes` = 4 MiB; `stream.bulk_bytes` = 64 MiB | `rafthttp_queue_bytes`, `rafthttp_queue_wait_seconds` | dropped, counted, the peer reported unreachable |
+//! | messages for the pipeline, per peer or remote | `pipeline::PIPELINE_QUEUE_MESSAGES` = 64; `pipeline.control_bytes` = 4 MiB; `pipeline.bulk_bytes` = 16 MiB | `rafthttp_queue_bytes`, `rafthttp_queue_wait_seconds` | as above |
+//! | received messages, per peer | `receive.control_bytes` = 4 MiB; `receive.bulk_bytes` = 64 MiB | `rafthttp_queue_bytes`, `rafthttp_queue_wait_seconds` | dropped and counted |
+//! | received proposals, per peer | `proposal.control_bytes` = 4 MiB; `proposal.bulk_bytes` = 64 MiB | `rafthttp_queue_bytes`, `rafthttp_queue_wait_seconds` | dropped and counted |
+//! | the newest heartbeat, and the newest answer to one, of each of these | `lane::SLOT_BYTES_MAX` = 4 KiB | `rafthttp_queue_bytes` | the newer replaces the older; a larger one queues as control |
+//! | bulk messages of all of these | `lane::PROCESS_BYTES` = 512 MiB, as [`TransportConfig::budget`] | `rafthttp_dropped_messages_total` | as the lane's own bound |
+//! | messages on their way from a lane to raft | `inbox::BATCH_BYTES` = 64 KiB, or one message | `rafthttp_queue_wait_seconds` | the rest waits in the lane |
+//! | messages being posted, one per worker | `pipeline::PIPELINE_WORKERS` = 4 | `rafthttp_queue_wait_seconds` | the rest waits in the queue |
+//! | one write of a stream | `flush_bytes` = 256 KiB, or one message | `rafthttp_flush_bytes`, `rafthttp_flushes_total` | the rest waits in the lane |
+//! | what an idle stream keeps for its next write | `stream::IDLE_BUFFER_BYTES` = 8 KiB | – | given back |
+//! | one frame being received | `frame::FRAME_BYTES_MAX` = 512 MiB | `rafthttp_reconnects_total` | the stream ends |
+//! | hyper's buffers, one to read and one to write per connection | `net::HTTP_BUFFER_BYTES` = 408 KiB, and to write one piece more | – | the socket waits |
+//! | head of a request | `serve::REQUEST_HEAD_BYTES` = 16 KiB | – | 431 |
+//! | body of a POST; of all of them | `post_body_bytes` = 512 MiB; `post_total_bytes` = 1 GiB | `etcd_network_peer_received_failures_total` | 400 |
+//! | body of an answer | `client::ANSWER_BYTES` = 64 KiB; `prober::ANSWER_BYTES` = 4 KiB | `rafthttp_dial_failures_total`, `etcd_network_peer_sent_failures_total` | the request has failed |
+//! | message in front of a database | `snapshot_envelope_bytes` = 64 MiB | `etcd_network_snapshot_receive_failures` | 400 |
+//! | snapshots being sent, one per peer | `snapshot_sends` = 4 | `etcd_network_snapshot_send_inflights_total` | reported as failed |
+//! | snapshots being received | `snapshot_receives` = 2 | `etcd_network_snapshot_receive_inflights_total` | 500 |
+//! | a database being sent, with one chunk read and one written | `snapshot_body::CHUNKS_AHEAD` = 3; `pace::CHUNK_BYTES` = 256 KiB | `etcd_network_snapshot_send_inflights_total` | the disk waits |
+//! | a database being received, in pieces of hyper's buffer | `snapshot_receiver::PIECES_AHEAD` = 4 | `etcd_network_snapshot_receive_inflights_total` | the socket waits |
+//! | disk that a received database leaves free | `snapshot_disk_reserve_bytes` = 128 MiB | `etcd_network_snapshot_receive_failures` | 500 |
+//! | blocking threads: one per snapshot, and one per host being looked up | `resolver::HOSTS_MAX` = 256 | – | the dial fails |
+//! | sockets of one dial | `race::WAYS_MAX` = 8 | `rafthttp_dial_failures_total` | further addresses and URLs are not tried |
+//! | remotes introduced by requests | `remotes` = 64 | `rafthttp_queue_bytes` | an idle one goes, or the new one is refused |
+//! | ids of introduced remotes in metrics | `metrics::INTRODUCED_MAX` = 1024 | `rafthttp_queue_bytes` | counted as `other` |
+//! | connections to the port | `connections` = 1024 | – | wait in the listener's backlog |
+//! | a certificate, key, authority or revocation file | `tls::FILE_BYTES_MAX` = 4 MiB | – | refused, at start or until it changes |
+//! | threads that ask for the name of an address | `tls::REVERSE_LOOKUPS_MAX` = 4 | `rafthttp_handshake_failures_total` | wait, within the handshake's deadline |
 //!
+//! What a TLS connection has encrypted or read ahead, about 64 KiB each way, is rustls' own bound.
 //! A heartbeat always finds room: a newer one takes the place of the one that waits. Each drop is counted in
 //! `rafthttp_dropped_messages_total` by peer, queue and reason.
 //!
@@ -161,6 +175,8 @@
 
 mod activity;
 mod body;
+#[cfg(test)]
+mod bounds;
 pub mod client;
 mod config;
 mod environment;

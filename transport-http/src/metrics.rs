@@ -10,6 +10,8 @@ mod names;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
 use transport_core::{MemberId, lane::DropReason};
 
+#[cfg(test)]
+pub(crate) use self::ended::INTRODUCED_MAX;
 use self::{
     causes::{Cause, Causes},
     names::*,
@@ -366,6 +368,12 @@ impl Cause for DropReason {
     fn name(self) -> &'static str {
         self.as_str()
     }
+}
+
+/// Names of everything that is registered for a transport.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    DESCRIPTIONS.into_iter().map(|(name, ..)| name)
 }
 
 #[cfg(test)]

@@ -35,6 +35,9 @@ use crate::{
 /// How long a connection may be idle before the system probes it (etcd: 30 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
+/// What hyper reads ahead of its user, and collects before it writes, per connection; its own default.
+pub(crate) const HTTP_BUFFER_BYTES: usize = 408 << 10;
+
 /// A byte stream to a peer.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 

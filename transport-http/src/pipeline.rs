@@ -26,7 +26,7 @@ use transport_core::{
 use crate::{
     activity::Activity,
     body::{RequestBody, piece},
-    client::{Connection, Dialer, Unanswered},
+    client::{ANSWER_BYTES, Connection, Dialer, Unanswered},
     environment::Environment,
     error::{ClientError, CriticalError},
     metered_lane::MeteredLane,
@@ -42,8 +42,6 @@ use crate::{
 pub(crate) const PIPELINE_WORKERS: usize = 4;
 /// Messages waiting for a worker.
 pub(crate) const PIPELINE_QUEUE_MESSAGES: usize = 64;
-/// An error text has a few dozen bytes.
-const ANSWER_BYTES: usize = 64 << 10;
 /// Longer idle than this, a server with etcd's read timeout is about to close a connection: then it is dropped.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 

@@ -28,7 +28,7 @@ const REPORT_UNHEALTHY: Duration = Duration::from_secs(5);
 const REPORT_HEALTHY: Duration = Duration::from_secs(30);
 const CLOCK_DRIFT_MAX: Duration = Duration::from_secs(1);
 /// An answer has about fifty bytes.
-const ANSWER_BYTES: usize = 4096;
+pub(crate) const ANSWER_BYTES: usize = 4096;
 
 /// etcd's names for the two probers of a peer.
 pub(crate) const ROUND_TRIPPERS: [&str; 2] =

@@ -19,7 +19,7 @@ use crate::{
     body::PeerBody,
     handshake::{HandshakeCause, HandshakeError},
     log_gate::LogGate,
-    net::{Accepted, Acceptor, BoxIo, WriteDeadline},
+    net::{Accepted, Acceptor, BoxIo, HTTP_BUFFER_BYTES, WriteDeadline},
     raft::Raft,
     transport::Transport,
 };
@@ -160,6 +160,7 @@ pub async fn serve_connection<R, F, Fut>(
         .timer(TokioTimer::new())
         .header_read_timeout(read_timeout)
         .max_header_size(REQUEST_HEAD_BYTES)
+        .max_buf_size(HTTP_BUFFER_BYTES)
         .title_case_headers(true)
         .serve_connection(io, service);
     let mut connection = pin!(connection);

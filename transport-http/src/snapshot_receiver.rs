@@ -21,7 +21,7 @@ use crate::{environment::Environment, raft::SnapshotSink, timed_body::TimedBody}
 /// How much may come between two looks at the free space.
 const SPACE_CHECK_BYTES: usize = 16 << 20;
 /// Pieces between socket and disk. hyper yields at most a few hundred KiB at once, so about two MiB.
-const PIECES_AHEAD: usize = 4;
+pub(crate) const PIECES_AHEAD: usize = 4;
 
 /// Reads the message in front of the database.
 pub(crate) async fn envelope(body: &mut TimedBody, limit: u64) -> Result<Envelope, Verdict> {

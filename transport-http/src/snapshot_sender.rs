@@ -32,7 +32,7 @@ use transport_core::{
 
 use crate::{
     activity::Activity,
-    client::{Connection, Dialer},
+    client::{ANSWER_BYTES, Connection, Dialer},
     error::{ClientError, CriticalError},
     metrics::{PeerMetrics, SnapshotMetrics},
     net::PeerUrl,
@@ -49,7 +49,6 @@ use crate::{
 const READER_GRACE: Duration = Duration::from_secs(1);
 /// How long the body of the answer may take once its head is there.
 const ANSWER_BODY_TIMEOUT: Duration = Duration::from_secs(5);
-const ANSWER_BODY_BYTES: usize = 64 << 10;
 
 /// What a snapshot task needs from its peer.
 pub(crate) struct SnapshotSender {
@@ -228,7 +227,7 @@ impl SnapshotSender {
         if status == StatusCode::NO_CONTENT {
             return Ok(());
         }
-        let read = connection.collect(answer.into_body(), ANSWER_BODY_BYTES);
+        let read = connection.collect(answer.into_body(), ANSWER_BYTES);
         let text = match tokio::time::timeout(ANSWER_BODY_TIMEOUT, read).await {
             Ok(Ok(text)) => text,
             // The status says enough.

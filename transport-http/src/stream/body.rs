@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// What an idle connection may keep for its next frame.
-const IDLE_BUFFER_BYTES: usize = 8 << 10;
+pub(crate) const IDLE_BUFFER_BYTES: usize = 8 << 10;
 const IDLE_BATCH: usize = 16;
 
 pub(crate) struct StreamBody {

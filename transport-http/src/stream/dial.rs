@@ -16,12 +16,14 @@ use transport_core::{
 };
 
 use crate::{
-    body::nothing, client::Connection, environment::Environment, error::ClientError,
-    metrics::DialCause, requests::request, url_picker::UrlPicker,
+    body::nothing,
+    client::{ANSWER_BYTES, Connection},
+    environment::Environment,
+    error::ClientError,
+    metrics::DialCause,
+    requests::request,
+    url_picker::UrlPicker,
 };
-
-/// A refusal is one short line.
-const REFUSAL_BYTES: usize = 64 << 10;
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +134,7 @@ async fn read_refusal(
     within: Duration,
 ) -> Result<bytes::Bytes, ClientError> {
     let url = connection.url().to_string();
-    match timeout(within, connection.collect(body, REFUSAL_BYTES)).await {
+    match timeout(within, connection.collect(body, ANSWER_BYTES)).await {
         Ok(read) => read,
         Err(_) => Err(ClientError::Deadline {
             url,

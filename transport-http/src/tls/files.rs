@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Certificates and keys have a few KiB, bundles of authorities some hundred.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// The bytes of all files, `None` for those that are not set.
 #[derive(PartialEq, Eq)]

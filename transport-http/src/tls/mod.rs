@@ -25,6 +25,8 @@ pub use self::{
     error::TlsError,
     settings::{TlsSettings, TlsVersion},
 };
+#[cfg(test)]
+pub(crate) use self::{files::FILE_BYTES_MAX, origin::REVERSE_LOOKUPS_MAX};
 use self::{
     files::{Contents, Material},
     origin::Lookups,

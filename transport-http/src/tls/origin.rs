@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Threads that may wait for the name of an address.
-const REVERSE_LOOKUPS_MAX: usize = 4;
+pub(crate) const REVERSE_LOOKUPS_MAX: usize = 4;
 
 /// Asks for the name of an address; blocks.
 type Reverse = dyn Fn(IpAddr) -> io::Result<String> + Send + Sync;
