@@ -266,6 +266,27 @@ fn apply_waits_for_the_backend_when_the_backlog_is_full_and_not_before() {
 }
 
 #[test]
+fn a_put_is_applied_at_once_only_while_it_need_not_wait() {
+    let backend = Arc::new(Watched::default());
+    let config = StoreConfig {
+        backlog_bytes_max: 2 << 20,
+        ..quick()
+    };
+    let mut log = Log::with(config, backend.clone());
+    let put = [0x22, 0];
+    assert!(log.store.applies_at_once(&put));
+    assert!(!log.store.applies_at_once(&[0x2a, 0]), "a range of deletes");
+    backend.gate(true);
+    for round in 0..3 {
+        log.put(&format!("k{round}"), &"x".repeat(500 << 10));
+    }
+    assert!(!log.store.applies_at_once(&put), "the backlog fills up");
+    backend.gate(false);
+    log.store.flush().unwrap();
+    assert!(log.store.applies_at_once(&put));
+}
+
+#[test]
 fn what_is_not_flushed_is_read_all_the_same() {
     let backend = Arc::new(Watched::default());
     let mut log = Log::with(quick(), backend.clone());

@@ -18,6 +18,10 @@ use transport_core::{
 
 use crate::{StateMachine, Transport, admit::parse_conf_change};
 
+/// Entries that are worth no thread of their own, and their bytes.
+const AT_ONCE_ENTRIES_MAX: usize = 8;
+const AT_ONCE_BYTES_MAX: usize = 16 << 10;
+
 /// What the raft task hands to the apply thread.
 pub(crate) enum ApplyTask {
     /// Committed and durable entries.
@@ -108,6 +112,21 @@ impl<S: StateMachine, T: Transport<S::Image>> Applier<S, T> {
     /// Adds tasks; [`run`](Applier::run) works them off.
     pub fn add(&mut self, tasks: impl IntoIterator<Item = ApplyTask>) {
         self.queue.extend(tasks);
+    }
+
+    /// Whether these tasks, by a caller that must not be kept, take no longer than to wake the apply thread.
+    /// To be asked only while that thread has nothing to do.
+    pub fn applies_at_once(&self, tasks: &[ApplyTask]) -> bool {
+        let [ApplyTask::Entries { entries, bytes }] = tasks else {
+            return false;
+        };
+        debug_assert!(self.queue.is_empty() && self.entries.is_empty() && self.last.is_none());
+        let quick = |entry: &Entry| {
+            entry.kind() == Some(EntryType::Normal) && self.machine.applies_at_once(entry)
+        };
+        entries.len() <= AT_ONCE_ENTRIES_MAX
+            && *bytes <= AT_ONCE_BYTES_MAX
+            && entries.iter().all(quick)
     }
 
     /// Works until nothing is left (`None`) or something is to be said. After a report with a

@@ -8,6 +8,9 @@ use transport_core::raftpb::{ConfChangeType, SnapshotMetadata};
 use super::*;
 use crate::{ConfChangeVerdict, SnapshotError};
 
+/// The request in an entry that takes long.
+const SLOW: u8 = 99;
+
 #[derive(Default)]
 struct Diary {
     applied: (u64, u64),
@@ -35,6 +38,9 @@ impl StateMachine for Diary {
         self.applied = (entry.index, entry.term);
         self.told.push(format!("entry {}", entry.index));
         entry.data.first().map(|id| (u64::from(*id), entry.index))
+    }
+    fn applies_at_once(&self, entry: &Entry) -> bool {
+        entry.data[..] != [SLOW]
     }
     fn conf_change(&mut self, entry: &Entry, change: &ConfChange) -> ConfChangeVerdict<u64> {
         self.applied.0 = self.applied.0.max(entry.index);
@@ -140,6 +146,30 @@ fn voters(voters: &[u64]) -> ConfState {
         voters: voters.into(),
         ..ConfState::default()
     }
+}
+
+#[test]
+fn only_a_few_quick_entries_are_applied_at_once() {
+    let (engine, _) = engine(Diary::default());
+    let many = (1..=AT_ONCE_ENTRIES_MAX as u64 + 1).map(|index| normal(index, 1));
+    let large = ApplyTask::Entries {
+        entries: vec![normal(1, 1)],
+        bytes: AT_ONCE_BYTES_MAX + 1,
+    };
+    let two = [
+        entries(vec![normal(1, 1)]),
+        ApplyTask::Leadership {
+            is_leader: true,
+            term: 2,
+        },
+    ];
+    assert!(engine.applies_at_once(&[entries(vec![normal(1, 1), normal(2, 2)])]));
+    assert!(!engine.applies_at_once(&[entries(vec![normal(1, 1), normal(2, SLOW)])]));
+    assert!(!engine.applies_at_once(&[entries(vec![normal(1, 1), change(2, 3)])]));
+    assert!(!engine.applies_at_once(&[entries(many.collect())]));
+    assert!(!engine.applies_at_once(&[large]));
+    assert!(!engine.applies_at_once(&two));
+    assert!(!engine.applies_at_once(&[ApplyTask::TakeSnapshot]));
 }
 
 #[test]

@@ -275,6 +275,12 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// Whether the consumer has done everything and sleeps.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.asleep && state.queue.is_empty()
+    }
+
     /// Waits for items and swaps them into `items`, which must be empty. False when the queue is closed
     /// and empty.
     pub fn take(&self, items: &mut Vec<T>) -> bool {

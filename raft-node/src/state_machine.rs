@@ -1,8 +1,8 @@
 //! The replicated state machine, as the node sees it.
 //!
-//! Owned by this crate, implemented by whoever stores data. Depends on message types only. Invariant: the
-//! apply thread is the only caller, and entries come in order of index and each one once: those a restart
-//! finds already contained (`index <= applied()`) are not handed over again.
+//! Owned by this crate, implemented by whoever stores data. Depends on message types only. Invariant: calls
+//! come one at a time, and entries in order of index and each one once: those a restart finds already
+//! contained (`index <= applied()`) are not handed over again.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -32,6 +32,13 @@ pub trait StateMachine: Send + 'static {
     /// Applies a normal entry; one without data only moves the applied index. Returns the id of the request
     /// it carries and the result for the proposer, if it carries one.
     fn apply(&mut self, entry: Entry) -> Option<(u64, Self::Response)>;
+
+    /// Whether applying this entry and ending the batch take no longer than it takes to wake a thread. Then,
+    /// if the apply thread has nothing else to do, they happen on a thread that serves sockets; so nothing in
+    /// them may wait, nor depend in length on what is stored.
+    fn applies_at_once(&self, _entry: &Entry) -> bool {
+        false
+    }
 
     /// Applies a configuration entry to the membership and says whether it is accepted. raft's own
     /// configuration follows as the very next call, see [`conf_state`](StateMachine::conf_state); the entry

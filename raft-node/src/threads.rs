@@ -1,7 +1,8 @@
 //! The two threads of a node, each a few lines around its engine, beside its raft task ([`crate::turns`]);
 //! nothing else is spawned.
 //!
-//! `wal` owns the disk, `apply` the state machine. Invariants: a panic or an error in one of the three ends
+//! `wal` owns the disk, `apply` the state machine; what is quickly applied the raft task applies itself, while
+//! the thread has nothing to do. Invariants: a panic or an error in one of the three ends
 //! all of them with one reason; when the raft task ends, the threads finish what it handed over.
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, task};
 use transport_core::raftpb::ConfState;
 
@@ -53,11 +55,17 @@ pub(crate) fn spawn<S: StateMachine, T: Transport<S::Image>>(
     let ending = Arc::new(Ending(shared.clone()));
     let mut threads = Vec::new();
 
+    let applier = Arc::new(Mutex::new(Applier::new(machine, transport.clone())));
+    let at_once = {
+        let (shared, apply, applier) = (shared.clone(), apply.clone(), applier.clone());
+        move |tasks: &mut Vec<ApplyTask>| apply_at_once(&shared, &apply, &applier, tasks)
+    };
     let neighbours = Neighbours {
         transport: transport.clone(),
         send: T::send,
         wal: wal.clone(),
         apply: apply.clone(),
+        at_once: Box::new(at_once),
         conf_states,
     };
     // Made before the threads: should one of them not start, its end closes the mailboxes of the others.
@@ -72,12 +80,11 @@ pub(crate) fn spawn<S: StateMachine, T: Transport<S::Image>>(
     )?);
 
     let (inbox, tasks) = (shared.clone(), apply.clone());
-    let applier = Applier::new(machine, transport);
     threads.push(guarded(
         "raft-apply",
         &ending,
         move || apply.close(),
-        move || apply_thread(&inbox, &tasks, &answers, applier),
+        move || apply_thread(&inbox, &tasks, &answers, &applier),
     )?);
     Ok(Running {
         raft: runtime.spawn(raft.run()),
@@ -148,10 +155,12 @@ fn apply_thread<S: StateMachine, T: Transport<S::Image>>(
     shared: &Shared<S::Response>,
     mailbox: &Mailbox<ApplyTask>,
     answers: &Receiver<ConfState>,
-    mut applier: Applier<S, T>,
+    applier: &Mutex<Applier<S, T>>,
 ) -> Result<(), String> {
     let mut tasks = Vec::new();
     while mailbox.take(&mut tasks) {
+        // Nobody else takes it while this thread has something to do.
+        let mut applier = applier.lock();
         applier.add(tasks.drain(..));
         while let Some(report) = applier.run().map_err(|error| error.to_string())? {
             let waits = report.conf_change.is_some();
@@ -168,18 +177,51 @@ fn apply_thread<S: StateMachine, T: Transport<S::Image>>(
     Ok(())
 }
 
-fn tell<R>(shared: &Shared<R>, report: Applied<R>) {
+/// Applies on the raft task's thread what is not worth waking the apply thread for, if that has nothing to do.
+/// Returns what the driver is to be told.
+fn apply_at_once<S: StateMachine, T: Transport<S::Image>>(
+    shared: &Shared<S::Response>,
+    mailbox: &Mailbox<ApplyTask>,
+    applier: &Mutex<Applier<S, T>>,
+    tasks: &mut Vec<ApplyTask>,
+) -> Option<Event> {
+    // Only the raft task puts something in there: idle, it stays idle.
+    if tasks.is_empty() || !mailbox.is_idle() {
+        return None;
+    }
+    let mut applier = applier.lock();
+    if !applier.applies_at_once(tasks) {
+        return None;
+    }
+    applier.add(tasks.drain(..));
+    match applier.run() {
+        // Normal entries leave one report, about all of them.
+        Ok(report) => tell_results(shared, &mut report?),
+        Err(error) => {
+            shared.fatal(format!("applying: {error}"));
+            None
+        }
+    }
+}
+
+/// Tells readers and proposers; returns what the raft task is to be told after that, not earlier: by then it
+/// gives up what was forwarded to a lost leader.
+fn tell_results<R>(shared: &Shared<R>, report: &mut Applied<R>) -> Option<Event> {
     if let Some((index, _)) = report.index {
         shared.applied(index);
         shared.metrics.proposals_applied.set(index as f64);
     }
-    for (id, response) in report.responses {
+    for (id, response) in report.responses.drain(..) {
         shared.waiters.answer(id, Ok(response));
     }
-    if let Some((index, bytes)) = report.index {
-        // Nothing is lost when the raft task learns of it with its next turn. It must not be earlier than
-        // the answers: by then raft gives up what was forwarded to a lost leader.
-        shared.inbox.event_quietly(Event::Applied { index, bytes });
+    let (index, bytes) = report.index?;
+    Some(Event::Applied { index, bytes })
+}
+
+fn tell<R>(shared: &Shared<R>, mut report: Applied<R>) {
+    if let Some(applied) = tell_results(shared, &mut report) {
+        // Nothing is lost when the raft task learns of it with its next turn.
+        shared.inbox.event_quietly(applied);
     }
     let inbox = &shared.inbox;
     let mut events = Vec::new();

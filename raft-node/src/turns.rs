@@ -24,11 +24,14 @@ use transport_core::raftpb::{ConfState, Message};
 
 use crate::{
     apply::ApplyTask,
-    driver::{Driver, Effects},
+    driver::{Driver, Effects, Event},
     inbox::{Arrived, Batch, Mailbox, ReadWaiter},
     persist::WalTask,
     threads::{Ending, text},
 };
+
+/// Applies tasks here and now, if it can, and returns what the driver is to be told; otherwise leaves them.
+pub(crate) type ApplyAtOnce = Box<dyn FnMut(&mut Vec<ApplyTask>) -> Option<Event> + Send>;
 
 /// Where effects go.
 pub(crate) struct Neighbours<T> {
@@ -36,6 +39,7 @@ pub(crate) struct Neighbours<T> {
     pub send: fn(&T, Vec<Message>),
     pub wal: Arc<Mailbox<WalTask>>,
     pub apply: Arc<Mailbox<ApplyTask>>,
+    pub at_once: ApplyAtOnce,
     /// To the apply thread, which waits for one at a time.
     pub conf_states: SyncSender<ConfState>,
 }
@@ -162,6 +166,10 @@ impl<R, T> RaftTask<R, T> {
         for state in effects.conf_states {
             // The apply thread waits for exactly this; it is gone only when the node ends.
             let _ = self.to.conf_states.try_send(state);
+        }
+        if let Some(applied) = (self.to.at_once)(&mut effects.apply) {
+            // What follows from it comes out with the next turn, as when the thread tells it.
+            self.driver.event(self.epoch.elapsed(), applied);
         }
         self.to.apply.push_all(&mut effects.apply);
         for (id, error) in effects.failed_proposals {

@@ -17,6 +17,7 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use parking_lot::RwLock;
 
+pub(crate) use self::decode::is_put;
 use self::decode::{Decoded, decode};
 use crate::{
     alarm::Alarms,

@@ -121,6 +121,12 @@ impl Backlog {
         }
     }
 
+    /// Whether so many bytes more stay within the bound.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let state = self.state.lock();
+        state.load.bytes + state.in_flight_bytes + bytes <= self.limits.backlog_bytes_max
+    }
+
     /// Waits until the backlog is within its bound, and returns how long that took if it was not.
     pub fn wait_for_room(&self) -> Result<Option<Duration>, FatalError> {
         let mut state = self.state.lock();

@@ -1,6 +1,6 @@
 //! The store: the replicated state machine with its backend, as its owner drives it.
 //!
-//! One thread (the apply thread) owns a [`Store`] and calls [`Store::apply`] for each entry, [`Store::publish`] at
+//! One owner has a [`Store`] and calls [`Store::apply`] for each entry, [`Store::publish`] at
 //! the end of each batch; any number of [`Reader`]s read beside it. Applying touches memory alone; a thread of the
 //! store brings the changes into the backend (`flush`), another compacts (`compaction`).
 //!
@@ -25,7 +25,7 @@ use self::engine::{Engine, durable_at, reset_durable};
 pub(crate) use self::image::Standing;
 pub use self::{config::StoreConfig, image::Image};
 use crate::{
-    apply::{Machine, MachineOptions},
+    apply::{Machine, MachineOptions, is_put},
     backend::{Backend, BackendError, Batch, redb::RedbBackend},
     error::{FatalError, ImageError, OpenError},
     flush::{Position, Sizes},
@@ -146,6 +146,12 @@ impl Store {
             self.wait_for_room()?;
         }
         Ok(applied)
+    }
+
+    /// Whether applying an entry with this data and publishing it is a matter of microseconds: a put, while there is
+    /// room for it on the way to the backend.
+    pub fn applies_at_once(&self, data: &[u8]) -> bool {
+        is_put(data) && self.engine.backlog.has_room(HAND_OVER_BYTES)
     }
 
     fn already_applied(&self, index: u64) -> Applied {

@@ -196,6 +196,10 @@ impl StateMachine for Replica {
         Some((applied.request_id?, Answer::Applied(applied.outcome)))
     }
 
+    fn applies_at_once(&self, entry: &Entry) -> bool {
+        self.store.applies_at_once(&entry.data)
+    }
+
     fn conf_change(&mut self, entry: &Entry, change: &ConfChange) -> ConfChangeVerdict<Answer> {
         let verdict = self.store.conf_change(entry.index, change);
         match &verdict {
