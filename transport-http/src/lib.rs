@@ -152,7 +152,7 @@
 //! # Networks
 //!
 //! The transport sees byte streams only. [`net::TcpConnector`] and tokio's `TcpListener` are plain TCP;
-//! [`net::memory`] connects the transports of one process, for tests under a paused clock, with links that break on
+//! [`tls`] goes around them; [`net::memory`] connects the transports of one process, for tests under a paused clock, with links that break on
 //! purpose; whatever else implements [`net::Connector`] and [`net::Acceptor`] will do. `tests/simulation` does it for
 //! a simulated network, where five transports run for hours of virtual time from a seed.
 //!
