@@ -77,7 +77,7 @@ impl AuthStore {
             }));
         }
         if request.auth_user_list.is_some() {
-            let users = self.users.keys().map(text).collect();
+            let users = self.users.keys().cloned().collect();
             return Some(Ok(Response::AuthUserList(AuthUserListResponse {
                 header,
                 users,
@@ -90,7 +90,7 @@ impl AuthStore {
             );
         }
         if request.auth_role_list.is_some() {
-            let roles = self.roles.keys().map(text).collect();
+            let roles = self.roles.keys().cloned().collect();
             return Some(Ok(Response::AuthRoleList(AuthRoleListResponse {
                 header,
                 roles,
@@ -185,7 +185,7 @@ impl AuthStore {
     }
 
     /// The password was checked by the proposer; here it only matters that the user may log in at all.
-    fn authenticate(&self, request: &InternalAuthenticateRequest) -> Result<String, ApplyError> {
+    fn authenticate(&self, request: &InternalAuthenticateRequest) -> Result<Bytes, ApplyError> {
         if !self.enabled {
             return Err(ApplyError::AuthNotEnabled);
         }
@@ -195,7 +195,7 @@ impl AuthStore {
         }
     }
 
-    fn permissions_of(&self, role: &str) -> Result<Vec<Permission>, ApplyError> {
+    fn permissions_of(&self, role: &Bytes) -> Result<Vec<Permission>, ApplyError> {
         let found = self.role(role).ok_or(ApplyError::RoleNotFound)?;
         if role == ROOT_ROLE {
             return Ok(vec![Permission {
@@ -248,7 +248,7 @@ impl AuthStore {
             password::select(&add.password, &add.hashed_password, (id, &add.name))?
         };
         let user = User {
-            name: add.name.clone().into(),
+            name: add.name.clone(),
             password,
             roles: Vec::new(),
             options: Some(options),
@@ -262,9 +262,7 @@ impl AuthStore {
             return Err(ApplyError::InvalidAuthManagement);
         }
         let users = std::sync::Arc::make_mut(&mut self.users);
-        let user = users
-            .remove(delete.name.as_bytes())
-            .ok_or(ApplyError::UserNotFound)?;
+        let user = users.remove(&delete.name).ok_or(ApplyError::UserNotFound)?;
         batch.delete(Bucket::AuthUsers, user.name);
         self.changed(batch)
     }
@@ -326,7 +324,7 @@ impl AuthStore {
             return Err(ApplyError::RoleExists);
         }
         let role = Role {
-            name: add.name.clone().into(),
+            name: add.name.clone(),
             key_permission: Vec::new(),
         };
         self.put_role(role, batch);
@@ -338,9 +336,7 @@ impl AuthStore {
             return Err(ApplyError::InvalidAuthManagement);
         }
         let roles = std::sync::Arc::make_mut(&mut self.roles);
-        let role = roles
-            .remove(delete.role.as_bytes())
-            .ok_or(ApplyError::RoleNotFound)?;
+        let role = roles.remove(&delete.role).ok_or(ApplyError::RoleNotFound)?;
         batch.delete(Bucket::AuthRoles, role.name);
         let holders = self
             .users
@@ -407,7 +403,7 @@ fn sort_permissions(permissions: &mut [Permission]) {
 }
 
 /// The user without a role, if it holds it.
-fn without_role(user: &User, role: &str) -> Option<User> {
+fn without_role(user: &User, role: &Bytes) -> Option<User> {
     let mut user = user.clone();
     let before = user.roles.len();
     user.roles.retain(|held| held != role);
@@ -416,11 +412,6 @@ fn without_role(user: &User, role: &str) -> Option<User> {
 
 fn has_no_password(user: &User) -> bool {
     user.options.is_some_and(|options| options.no_password)
-}
-
-/// Names come from requests, whose strings are text.
-fn text(name: &Bytes) -> String {
-    String::from_utf8_lossy(name).into_owned()
 }
 
 fn request_id(request: &InternalRaftRequest) -> u64 {

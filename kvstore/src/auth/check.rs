@@ -20,7 +20,7 @@ pub type LeaseKeys<'a> = dyn Fn(i64) -> Vec<Bytes> + 'a;
 /// Who asks, under which auth revision that was established.
 #[derive(Clone, Copy, Debug, Default)]
 struct Caller<'a> {
-    username: &'a str,
+    username: &'a [u8],
     revision: u64,
 }
 
@@ -72,7 +72,7 @@ impl AuthStore {
     /// under which the user was established; 0 if nobody was.
     pub fn check_range(
         &self,
-        username: &str,
+        username: &[u8],
         auth_revision: u64,
         key: &Bytes,
         range_end: &Bytes,
@@ -87,7 +87,7 @@ impl AuthStore {
     /// Whether a transaction may be executed now, for those that do not go through the log.
     pub fn check_txn(
         &self,
-        username: &str,
+        username: &[u8],
         auth_revision: u64,
         txn: &TxnRequest,
         lease_keys: &LeaseKeys<'_>,
@@ -105,7 +105,7 @@ impl AuthStore {
     }
 
     /// Whether a user is an administrator. The revision under which that was established does not matter.
-    pub fn check_admin(&self, username: &str) -> Result<(), ApplyError> {
+    pub fn check_admin(&self, username: &[u8]) -> Result<(), ApplyError> {
         if !self.enabled {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl AuthStore {
         }
     }
 
-    fn has_role(&self, username: &str, role: &str) -> bool {
+    fn has_role(&self, username: &[u8], role: &Bytes) -> bool {
         self.user(username)
             .is_some_and(|user| user.roles.iter().any(|held| held == role))
     }
@@ -154,10 +154,7 @@ impl AuthStore {
             };
             ranges.contain(key, range_end)
         };
-        let permitted = self
-            .ranges
-            .get(caller.username.as_bytes())
-            .is_some_and(permits);
+        let permitted = self.ranges.get(caller.username).is_some_and(permits);
         if permitted {
             Ok(())
         } else {

@@ -3,6 +3,8 @@
 //! This module holds the state and its rows; `apply` the requests that change it, `check` what a request needs,
 //! `ranges` the arithmetic on key ranges, `password` the hashing. Tokens are not kept here.
 //!
+//! Names are bytes: members up to 3.6 take any from their clients, text or not, and log them.
+//!
 //! Invariant: the state changes only through applied requests, every change raises the revision except turning auth
 //! on, and every member answers every request the same (etcd: server/auth/store.go).
 
@@ -82,13 +84,13 @@ impl AuthStore {
     }
 
     /// The user of that name.
-    pub fn user(&self, name: &str) -> Option<&User> {
-        self.users.get(name.as_bytes())
+    pub fn user(&self, name: impl AsRef<[u8]>) -> Option<&User> {
+        self.users.get(name.as_ref())
     }
 
     /// The role of that name.
-    pub fn role(&self, name: &str) -> Option<&Role> {
-        self.roles.get(name.as_bytes())
+    pub fn role(&self, name: impl AsRef<[u8]>) -> Option<&Role> {
+        self.roles.get(name.as_ref())
     }
 
     fn commit_revision(&mut self, batch: &mut Batch) {

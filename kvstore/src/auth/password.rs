@@ -24,9 +24,9 @@ const PASSWORD_BYTES_MAX: usize = 72;
 
 /// The bytes to store. `salt_from` must differ between requests; members of this version then store the same bytes.
 pub(super) fn select(
-    password: &str,
-    hashed_base64: &str,
-    salt_from: (u64, &str),
+    password: &[u8],
+    hashed_base64: &[u8],
+    salt_from: (u64, &[u8]),
 ) -> Result<Bytes, ApplyError> {
     if !password.is_empty() && hashed_base64.is_empty() {
         return Ok(hash(password, salt(salt_from)).into());
@@ -36,16 +36,16 @@ pub(super) fn select(
 }
 
 /// A salt need not be secret or random, only different from others.
-fn salt((request, user): (u64, &str)) -> [u8; 16] {
+fn salt((request, user): (u64, &[u8])) -> [u8; 16] {
     let digest = Sha256::new()
         .chain_update(request.to_be_bytes())
-        .chain_update(user.as_bytes())
+        .chain_update(user)
         .finalize();
     std::array::from_fn(|at| digest[at])
 }
 
-fn hash(password: &str, salt: [u8; 16]) -> String {
-    let mut secret = password.as_bytes().to_vec();
+fn hash(password: &[u8], salt: [u8; 16]) -> String {
+    let mut secret = password.to_vec();
     secret.truncate(PASSWORD_BYTES_MAX);
     if secret.len() < PASSWORD_BYTES_MAX {
         secret.push(0);
@@ -96,13 +96,15 @@ mod tests {
             ),
         ];
         for (password, text) in vectors {
-            assert_eq!(hash(password, salt_of(text)), text);
+            assert_eq!(hash(password.as_bytes(), salt_of(text)), text);
         }
     }
 
     #[test]
     fn what_is_hashed_already_is_stored_as_it_is() {
-        let stored = |password, hashed| select(password, hashed, (1, "u"));
+        let stored = |password: &str, hashed: &str| {
+            select(password.as_bytes(), hashed.as_bytes(), (1, b"u"))
+        };
         assert_eq!(stored("", "JDJhJA==").unwrap(), "$2a$");
         assert_eq!(stored("plain", "JDJhJA==").unwrap(), "$2a$");
         assert_eq!(stored("", "").unwrap(), "");
@@ -111,11 +113,11 @@ mod tests {
 
     #[test]
     fn plain_passwords_are_hashed_alike_by_all_and_differently_by_request() {
-        let of = |request| select("pw", "", (request, "u")).unwrap();
+        let of = |request| select(b"pw", b"", (request, b"u")).unwrap();
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
         assert!(of(1).starts_with(b"$2a$10$") && of(1).len() == 60);
         // Longer than bcrypt reads.
-        select(&"x".repeat(100), "", (1, "u")).unwrap();
+        select(&[b'x'; 100], b"", (1, b"u")).unwrap();
     }
 }

@@ -17,8 +17,8 @@ pub struct User {
     #[prost(bytes = "bytes", tag = "2")]
     pub password: ::prost::bytes::Bytes,
     /// Names of the granted roles, sorted.
-    #[prost(string, repeated, tag = "3")]
-    pub roles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub roles: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Options of creation; written even when empty.
     #[prost(message, optional, tag = "4")]
     pub options: ::core::option::Option<UserAddOptions>,

@@ -1138,88 +1138,88 @@ pub struct AuthStatusRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthenticateRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
     /// Password.
-    #[prost(string, tag = "2")]
-    pub password: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub password: ::prost::bytes::Bytes,
 }
 /// Adds a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthUserAddRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
     /// Password, from the client; cleared before the request is replicated by 3.5 and later.
-    #[prost(string, tag = "2")]
-    pub password: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub password: ::prost::bytes::Bytes,
     /// Options.
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<super::authpb::UserAddOptions>,
     /// Base64 of the bcrypt text, filled by the proposer. Since 3.5.
-    #[prost(string, tag = "4")]
-    pub hashed_password: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub hashed_password: ::prost::bytes::Bytes,
 }
 /// Asks for a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthUserGetRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
 }
 /// Deletes a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthUserDeleteRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
 }
 /// Changes a user's password.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthUserChangePasswordRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
     /// New password, from the client; cleared before the request is replicated by 3.5 and later.
-    #[prost(string, tag = "2")]
-    pub password: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub password: ::prost::bytes::Bytes,
     /// Base64 of the bcrypt text, filled by the proposer. Since 3.5.
-    #[prost(string, tag = "3")]
-    pub hashed_password: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub hashed_password: ::prost::bytes::Bytes,
 }
 /// Grants a role to a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthUserGrantRoleRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub user: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
     /// Role name.
-    #[prost(string, tag = "2")]
-    pub role: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub role: ::prost::bytes::Bytes,
 }
 /// Takes a role from a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthUserRevokeRoleRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
     /// Role name.
-    #[prost(string, tag = "2")]
-    pub role: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub role: ::prost::bytes::Bytes,
 }
 /// Adds a role.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthRoleAddRequest {
     /// Role name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
 }
 /// Asks for a role.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthRoleGetRequest {
     /// Role name.
-    #[prost(string, tag = "1")]
-    pub role: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub role: ::prost::bytes::Bytes,
 }
 /// Asks for all users.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1231,15 +1231,15 @@ pub struct AuthRoleListRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthRoleDeleteRequest {
     /// Role name.
-    #[prost(string, tag = "1")]
-    pub role: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub role: ::prost::bytes::Bytes,
 }
 /// Grants a permission to a role.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthRoleGrantPermissionRequest {
     /// Role name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
     /// The permission.
     #[prost(message, optional, tag = "2")]
     pub perm: ::core::option::Option<super::authpb::Permission>,
@@ -1248,8 +1248,8 @@ pub struct AuthRoleGrantPermissionRequest {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthRoleRevokePermissionRequest {
     /// Role name.
-    #[prost(string, tag = "1")]
-    pub role: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub role: ::prost::bytes::Bytes,
     /// First key of the permission.
     #[prost(bytes = "bytes", tag = "2")]
     pub key: ::prost::bytes::Bytes,
@@ -1291,8 +1291,8 @@ pub struct AuthenticateResponse {
     #[prost(message, optional, tag = "1")]
     pub header: ::core::option::Option<ResponseHeader>,
     /// The token, to be sent as metadata with each call.
-    #[prost(string, tag = "2")]
-    pub token: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub token: ::prost::bytes::Bytes,
 }
 /// The user is added.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1308,8 +1308,8 @@ pub struct AuthUserGetResponse {
     #[prost(message, optional, tag = "1")]
     pub header: ::core::option::Option<ResponseHeader>,
     /// Its roles.
-    #[prost(string, repeated, tag = "2")]
-    pub roles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub roles: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// The user is deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1363,8 +1363,8 @@ pub struct AuthRoleListResponse {
     #[prost(message, optional, tag = "1")]
     pub header: ::core::option::Option<ResponseHeader>,
     /// Their names.
-    #[prost(string, repeated, tag = "2")]
-    pub roles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub roles: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// All users.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1373,8 +1373,8 @@ pub struct AuthUserListResponse {
     #[prost(message, optional, tag = "1")]
     pub header: ::core::option::Option<ResponseHeader>,
     /// Their names.
-    #[prost(string, repeated, tag = "2")]
-    pub users: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub users: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// The role is deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1437,8 +1437,8 @@ pub struct RequestHeader {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// Authenticated user; empty while auth is off.
-    #[prost(string, tag = "2")]
-    pub username: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub username: ::prost::bytes::Bytes,
     /// Auth revision under which the proposer checked the permission.
     #[prost(uint64, tag = "3")]
     pub auth_revision: u64,
@@ -1554,12 +1554,12 @@ pub struct EmptyResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InternalAuthenticateRequest {
     /// User name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
     /// Never filled by current releases: the proposer has checked it.
-    #[prost(string, tag = "2")]
-    pub password: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub password: ::prost::bytes::Bytes,
     /// The token, generated by the proposer.
-    #[prost(string, tag = "3")]
-    pub simple_token: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub simple_token: ::prost::bytes::Bytes,
 }

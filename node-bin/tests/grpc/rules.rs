@@ -110,20 +110,22 @@ async fn nobody_is_served_while_auth_is_on() {
     for request in [
         InternalRaftRequest {
             auth_user_add: Some(AuthUserAddRequest {
-                name: root(),
+                name: root().into(),
                 options: Some(UserAddOptions { no_password: true }),
                 ..Default::default()
             }),
             ..none()
         },
         InternalRaftRequest {
-            auth_role_add: Some(AuthRoleAddRequest { name: root() }),
+            auth_role_add: Some(AuthRoleAddRequest {
+                name: root().into(),
+            }),
             ..none()
         },
         InternalRaftRequest {
             auth_user_grant_role: Some(AuthUserGrantRoleRequest {
-                user: root(),
-                role: root(),
+                user: root().into(),
+                role: root().into(),
             }),
             ..none()
         },

@@ -174,11 +174,11 @@ fn callers_table() {
     let write = || request(|r| r.put = Some(put("a", 0, false)));
     let list = || request(|r| r.auth_user_list = Some(AuthUserListRequest {}));
     let user = |name: &str| {
-        let name = name.into();
+        let name = name.to_owned().into();
         request(|r| r.auth_user_get = Some(AuthUserGetRequest { name }))
     };
     let role = |role: &str| {
-        let role = role.into();
+        let role = role.to_owned().into();
         request(|r| r.auth_role_get = Some(AuthRoleGetRequest { role }))
     };
     // (name, auth revision, request, outcome)
@@ -240,8 +240,8 @@ fn callers_table() {
         Err(UserEmpty)
     );
     let (b, one) = (Bytes::from_static(b"b"), Bytes::new());
-    assert_eq!(bench.auth.check_range("u", revision, &b, &one), Ok(()));
-    assert_eq!(bench.auth.check_range("u", 0, &b, &one), Err(UserEmpty));
+    assert_eq!(bench.auth.check_range(b"u", revision, &b, &one), Ok(()));
+    assert_eq!(bench.auth.check_range(b"u", 0, &b, &one), Err(UserEmpty));
     bench.ok(disable());
     for request in admin_only {
         assert_eq!(bench.check("", 0, request), Ok(()));
@@ -254,7 +254,7 @@ fn permissions_follow_every_change_and_a_clone_does_not() {
     let before = bench.auth.clone();
     let may = |auth: &AuthStore| {
         let (b, one) = (Bytes::from_static(b"b"), Bytes::new());
-        auth.check_range("u", auth.revision(), &b, &one).is_ok()
+        auth.check_range(b"u", auth.revision(), &b, &one).is_ok()
     };
     assert!(may(&bench.auth));
     bench.ok(revoke("r", "b", ""));

@@ -81,7 +81,7 @@ impl Bench {
     ) -> Result<(), ApplyError> {
         let header = RequestHeader {
             id: 1,
-            username: username.into(),
+            username: username.to_owned().into(),
             auth_revision: revision,
         };
         let lease_keys = |lease| match lease {
@@ -105,7 +105,7 @@ fn request(fill: impl FnOnce(&mut InternalRaftRequest)) -> InternalRaftRequest {
 fn user_add(name: &str) -> InternalRaftRequest {
     request(|r| {
         r.auth_user_add = Some(AuthUserAddRequest {
-            name: name.into(),
+            name: name.to_owned().into(),
             hashed_password: "JDJhJA==".into(),
             ..Default::default()
         })
@@ -113,24 +113,36 @@ fn user_add(name: &str) -> InternalRaftRequest {
 }
 
 fn user_delete(name: &str) -> InternalRaftRequest {
-    request(|r| r.auth_user_delete = Some(AuthUserDeleteRequest { name: name.into() }))
+    request(|r| {
+        r.auth_user_delete = Some(AuthUserDeleteRequest {
+            name: name.to_owned().into(),
+        })
+    })
 }
 
 fn role_add(name: &str) -> InternalRaftRequest {
-    request(|r| r.auth_role_add = Some(AuthRoleAddRequest { name: name.into() }))
+    request(|r| {
+        r.auth_role_add = Some(AuthRoleAddRequest {
+            name: name.to_owned().into(),
+        })
+    })
 }
 
 fn role_delete(role: &str) -> InternalRaftRequest {
-    request(|r| r.auth_role_delete = Some(AuthRoleDeleteRequest { role: role.into() }))
+    request(|r| {
+        r.auth_role_delete = Some(AuthRoleDeleteRequest {
+            role: role.to_owned().into(),
+        })
+    })
 }
 
 fn grant_role(user: &str, role: &str) -> InternalRaftRequest {
-    let (user, role) = (user.into(), role.into());
+    let (user, role) = (user.to_owned().into(), role.to_owned().into());
     request(|r| r.auth_user_grant_role = Some(AuthUserGrantRoleRequest { user, role }))
 }
 
 fn revoke_role(name: &str, role: &str) -> InternalRaftRequest {
-    let (name, role) = (name.into(), role.into());
+    let (name, role) = (name.to_owned().into(), role.to_owned().into());
     request(|r| r.auth_user_revoke_role = Some(AuthUserRevokeRoleRequest { name, role }))
 }
 
@@ -142,7 +154,7 @@ fn grant(role: &str, key: &'static str, end: &'static str, kind: Type) -> Intern
     };
     request(|r| {
         r.auth_role_grant_permission = Some(AuthRoleGrantPermissionRequest {
-            name: role.into(),
+            name: role.to_owned().into(),
             perm: Some(perm),
         })
     })
@@ -151,7 +163,7 @@ fn grant(role: &str, key: &'static str, end: &'static str, kind: Type) -> Intern
 fn revoke(role: &str, key: &'static str, end: &'static str) -> InternalRaftRequest {
     request(|r| {
         r.auth_role_revoke_permission = Some(AuthRoleRevokePermissionRequest {
-            role: role.into(),
+            role: role.to_owned().into(),
             key: key.into(),
             range_end: end.into(),
         })
@@ -169,8 +181,8 @@ fn disable() -> InternalRaftRequest {
 fn change_password(name: &str, hashed: &str) -> InternalRaftRequest {
     request(|r| {
         r.auth_user_change_password = Some(AuthUserChangePasswordRequest {
-            name: name.into(),
-            hashed_password: hashed.into(),
+            name: name.to_owned().into(),
+            hashed_password: hashed.to_owned().into(),
             ..Default::default()
         })
     })
@@ -179,7 +191,7 @@ fn change_password(name: &str, hashed: &str) -> InternalRaftRequest {
 fn authenticate(name: &str) -> InternalRaftRequest {
     request(|r| {
         r.authenticate = Some(InternalAuthenticateRequest {
-            name: name.into(),
+            name: name.to_owned().into(),
             simple_token: "abcdefghijklmnop".into(),
             ..Default::default()
         })
@@ -341,7 +353,7 @@ fn permissions_of_a_role_are_sorted_and_replaced() {
     }
     bench.ok(grant("r", "m", "", Type::Write));
     let get = |bench: &mut Bench, role: &str| {
-        let role = role.into();
+        let role = role.to_owned().into();
         match bench.ok(request(|r| {
             r.auth_role_get = Some(AuthRoleGetRequest { role })
         })) {
