@@ -200,8 +200,16 @@ impl<R: Send + 'static> Node<R> {
 
     /// As [`step`](Node::step), but [`StepError::Full`] instead of waiting.
     pub fn try_step(&self, message: Message) -> Result<(), StepError> {
-        self.check(&message)?;
-        self.inner.shared.inbox.try_message(&mut Some(message))
+        self.step_now(&mut Some(message))
+    }
+
+    /// As [`try_step`](Node::try_step), for a caller that wants to keep the message when there is no room: it is
+    /// taken out only if it is delivered.
+    pub fn step_now(&self, message: &mut Option<Message>) -> Result<(), StepError> {
+        if let Some(message) = message {
+            self.check(message)?;
+        }
+        self.inner.shared.inbox.try_message(message)
     }
 
     fn check(&self, message: &Message) -> Result<(), StepError> {

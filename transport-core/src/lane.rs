@@ -9,14 +9,15 @@
 //! etcd has one queue of 4096 messages, drops the newest when it is full, and lets heartbeats die behind
 //! appends. Nothing of this shows on the wire.
 //!
-//! No I/O, no waking: keep a lane behind a lock, [`Lane::push`] and notify, [`Lane::drain`] a batch.
+//! No I/O, no waking: keep a lane behind a lock, [`Lane::push`] or [`Lane::push_all`] and notify, [`Lane::drain`] a
+//! batch. What is queued is a [`Message`], or something that carries one.
 //! Invariant: a queue holds at most its budget in bytes, or one message, and a slot 4 KiB; what is not accepted is given back
 //! with a [`DropReason`].
 
 mod budget;
 mod drop_reason;
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 pub use budget::{BULK_BYTES, Budget, CONTROL_BYTES, PIPELINE_BYTES, PROCESS_BYTES, SharedBudget};
 pub use drop_reason::DropReason;
@@ -25,6 +26,9 @@ use crate::raftpb::{Entry, Message, MessageType};
 
 /// Largest heartbeat that goes into a slot, in bytes of memory; its context is a few dozen bytes at most.
 pub const SLOT_BYTES_MAX: usize = 4 << 10;
+
+/// What [`Lane::push_all`] takes of the shared budget at once; what is left of it goes back at the end.
+const GRANT_BYTES: usize = 64 << 10;
 
 /// Where a message waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,9 +69,9 @@ pub enum Pushed {
 
 /// A message that was not taken in, and why.
 #[derive(Debug)]
-pub struct Refused {
+pub struct Refused<T = Message> {
     /// The message, as it was.
-    pub message: Message,
+    pub message: T,
     /// Why; one of the `…Full` reasons.
     pub reason: DropReason,
 }
@@ -83,25 +87,34 @@ pub struct Cleared {
 
 /// See the module's description.
 #[derive(Debug)]
-pub struct Lane {
-    heartbeat: Option<Message>,
-    heartbeat_response: Option<Message>,
-    control: Queue,
-    bulk: Queue,
+pub struct Lane<T = Message> {
+    heartbeat: Option<T>,
+    heartbeat_response: Option<T>,
+    control: Queue<T>,
+    bulk: Queue<T>,
     /// Drawn on by the bulk queue, besides its own bound.
     shared: Option<SharedBudget>,
 }
 
+/// What waits, each beside its footprint.
 #[derive(Debug)]
-struct Queue {
-    messages: VecDeque<Message>,
+struct Queue<T> {
+    messages: VecDeque<(usize, T)>,
     bytes: usize,
     bytes_max: usize,
 }
 
-impl Lane {
+/// Bytes taken from the shared budget and not used yet.
+#[derive(Default)]
+struct Grant {
+    bytes: usize,
+    /// How much is taken at once at least.
+    step: usize,
+}
+
+impl<T: AsRef<Message> + AsMut<Message>> Lane<T> {
     /// An empty lane. `shared` is the budget that all lanes of a process have for bulk together.
-    pub fn new(budget: Budget, shared: Option<SharedBudget>) -> Lane {
+    pub fn new(budget: Budget, shared: Option<SharedBudget>) -> Lane<T> {
         Lane {
             heartbeat: None,
             heartbeat_response: None,
@@ -116,13 +129,44 @@ impl Lane {
     /// A queue that is empty takes any message that the shared budget allows, however large: it could
     /// otherwise never be sent.
     #[allow(clippy::result_large_err)] // the message is given back by move, as it came
-    pub fn push(&mut self, message: Message) -> Result<Pushed, Refused> {
-        let bytes = footprint(&message);
-        match Class::of(&message) {
-            Class::Heartbeat if fits(&self.heartbeat, &message, bytes) => {
+    pub fn push(&mut self, message: T) -> Result<Pushed, Refused<T>> {
+        let mut grant = Grant::default();
+        let pushed = self.place(message, &mut grant);
+        debug_assert_eq!(grant.bytes, 0, "taken to the byte");
+        pushed
+    }
+
+    /// [`push`](Self::push) for each of `messages`, drawing on the shared budget once for many of them. Whether any
+    /// was queued; what is not taken in goes to `refused`.
+    pub fn push_all(
+        &mut self,
+        messages: impl Iterator<Item = T>,
+        mut refused: impl FnMut(Refused<T>),
+    ) -> bool {
+        let mut grant = Grant {
+            bytes: 0,
+            step: GRANT_BYTES,
+        };
+        let mut queued = false;
+        for message in messages {
+            match self.place(message, &mut grant) {
+                Ok(pushed) => queued |= pushed == Pushed::Queued,
+                Err(back) => refused(back),
+            }
+        }
+        self.give_back(grant.bytes);
+        queued
+    }
+
+    #[allow(clippy::result_large_err)] // the message is given back by move, as it came
+    #[inline]
+    fn place(&mut self, message: T, grant: &mut Grant) -> Result<Pushed, Refused<T>> {
+        let bytes = footprint(message.as_ref());
+        match Class::of(message.as_ref()) {
+            Class::Heartbeat if fits(&self.heartbeat, message.as_ref(), bytes) => {
                 Ok(latest(&mut self.heartbeat, message))
             }
-            Class::HeartbeatResponse if fits(&self.heartbeat_response, &message, bytes) => {
+            Class::HeartbeatResponse if fits(&self.heartbeat_response, message.as_ref(), bytes) => {
                 Ok(latest(&mut self.heartbeat_response, message))
             }
             Class::Heartbeat | Class::HeartbeatResponse | Class::Control => {
@@ -138,7 +182,7 @@ impl Lane {
                     let reason = DropReason::BulkFull;
                     return Err(Refused { message, reason });
                 }
-                if self.shared.as_ref().is_some_and(|s| !s.take(bytes)) {
+                if self.shared.as_ref().is_some_and(|s| !grant.spend(bytes, s)) {
                     let reason = DropReason::ProcessFull;
                     return Err(Refused { message, reason });
                 }
@@ -151,11 +195,11 @@ impl Lane {
     /// Moves messages to the end of `into`: the slots, then control, then bulk, until `bytes_max` bytes are
     /// taken or nothing is left. At least one message comes out of a lane that has one. Returns the bytes
     /// taken; they no longer count against any budget.
-    pub fn drain(&mut self, bytes_max: usize, into: &mut Vec<Message>) -> usize {
+    pub fn drain(&mut self, bytes_max: usize, into: &mut Vec<T>) -> usize {
         let mut bytes = 0;
         for slot in [&mut self.heartbeat, &mut self.heartbeat_response] {
             if let Some(message) = slot.take() {
-                bytes += footprint(&message);
+                bytes += footprint(message.as_ref());
                 into.push(message);
             }
         }
@@ -193,25 +237,49 @@ impl Lane {
     /// Bytes that wait.
     pub fn bytes(&self) -> usize {
         let slots = [&self.heartbeat, &self.heartbeat_response];
-        let slots = slots.into_iter().flatten().map(footprint).sum::<usize>();
-        slots + self.control.bytes + self.bulk.bytes
+        let slots = slots.into_iter().flatten().map(AsRef::as_ref);
+        slots.map(footprint).sum::<usize>() + self.control.bytes + self.bulk.bytes
     }
+}
 
+impl<T> Lane<T> {
     fn give_back(&self, bytes: usize) {
-        if let Some(shared) = &self.shared {
+        if bytes > 0
+            && let Some(shared) = &self.shared
+        {
             shared.give(bytes);
         }
     }
 }
 
-impl Drop for Lane {
+impl<T> Drop for Lane<T> {
     fn drop(&mut self) {
         self.give_back(self.bulk.bytes);
     }
 }
 
-impl Queue {
-    fn new(bytes_max: usize) -> Queue {
+impl Grant {
+    /// Uses bytes, taken from `shared` as needed; false if it has not as many.
+    fn spend(&mut self, bytes: usize, shared: &SharedBudget) -> bool {
+        if self.bytes < bytes {
+            if self.step > bytes && shared.take_within(self.step) {
+                self.bytes += self.step;
+            } else {
+                // What is left decides alone, as it would for a single message.
+                shared.give(mem::take(&mut self.bytes));
+                if !shared.take(bytes) {
+                    return false;
+                }
+                self.bytes = bytes;
+            }
+        }
+        self.bytes -= bytes;
+        true
+    }
+}
+
+impl<T> Queue<T> {
+    fn new(bytes_max: usize) -> Self {
         Queue {
             messages: VecDeque::new(),
             bytes: 0,
@@ -223,20 +291,20 @@ impl Queue {
         self.messages.is_empty() || self.bytes.saturating_add(bytes) <= self.bytes_max
     }
 
-    fn push(&mut self, message: Message, bytes: usize) {
+    fn push(&mut self, message: T, bytes: usize) {
         self.bytes += bytes;
-        self.messages.push_back(message);
+        self.messages.push_back((bytes, message));
     }
 
     /// Takes messages out while `taken`, which were taken elsewhere, and those from here are below
     /// `bytes_max`. Returns the bytes taken here.
-    fn drain(&mut self, taken: usize, bytes_max: usize, into: &mut Vec<Message>) -> usize {
+    fn drain(&mut self, taken: usize, bytes_max: usize, into: &mut Vec<T>) -> usize {
         let mut bytes = 0;
         while taken + bytes == 0 || taken + bytes < bytes_max {
-            let Some(message) = self.messages.pop_front() else {
+            let Some((footprint, message)) = self.messages.pop_front() else {
                 break;
             };
-            bytes += footprint(&message);
+            bytes += footprint;
             into.push(message);
         }
         self.bytes -= bytes;
@@ -263,8 +331,11 @@ pub fn footprint(message: &Message) -> usize {
 
 /// Whether a slot may take `message`: real heartbeats are small, and a slot's are all of one sender to one
 /// receiver. Others queue as control does.
-fn fits(slot: &Option<Message>, message: &Message, bytes: usize) -> bool {
-    let same_way = |held: &Message| held.from == message.from && held.to == message.to;
+fn fits<T: AsRef<Message>>(slot: &Option<T>, message: &Message, bytes: usize) -> bool {
+    let same_way = |held: &T| {
+        let held = held.as_ref();
+        held.from == message.from && held.to == message.to
+    };
     bytes <= SLOT_BYTES_MAX && slot.as_ref().is_none_or(same_way)
 }
 
@@ -273,18 +344,19 @@ fn fits(slot: &Option<Message>, message: &Message, bytes: usize) -> bool {
 /// A context is a linearizable read waiting for acknowledgement, and a later one confirms all before it. So
 /// a heartbeat without one never takes the place of one with: it only brings that one's commit up to date.
 /// Only a higher term does away with it, because reads of an older term are void.
-fn latest(slot: &mut Option<Message>, mut message: Message) -> Pushed {
+fn latest<T: AsRef<Message> + AsMut<Message>>(slot: &mut Option<T>, mut newer: T) -> Pushed {
     let Some(held) = slot else {
-        *slot = Some(message);
+        *slot = Some(newer);
         return Pushed::Queued;
     };
-    if message.term < held.term {
+    let (old, message) = (held.as_mut(), newer.as_mut());
+    if message.term < old.term {
         return Pushed::Merged;
     }
-    if message.term == held.term && message.context.is_empty() {
-        message.context = std::mem::take(&mut held.context);
+    if message.term == old.term && message.context.is_empty() {
+        message.context = mem::take(&mut old.context);
     }
-    *held = message;
+    *held = newer;
     Pushed::Merged
 }
 

@@ -81,7 +81,8 @@
 //! (`stream/writer.rs`, `stream/body.rs`), and `stream/reader.rs` reads those we made. `send` picks a channel
 //! (appends: the compact stream; everything else: the message stream; without a stream: a POST through the pipeline)
 //! and puts the message into that channel's lane; the connection's own task takes everything that waits and writes it
-//! as one piece. Received messages pass through the peer's inbox to [`Raft::process`]. A snapshot is a POST of its own
+//! as one piece. Received messages pass through the peer's inbox to [`Raft::process`], those raft takes at once to
+//! [`Raft::try_process`]. A snapshot is a POST of its own
 //! with the database behind the message.
 //!
 //! # TLS
@@ -185,6 +186,7 @@ mod handshake;
 mod inbox;
 mod limiter;
 mod log_gate;
+mod messages;
 mod metered_lane;
 mod metrics;
 pub mod net;
@@ -219,7 +221,7 @@ pub use handshake::{HandshakeCause, HandshakeError};
 pub use metrics::{EndedSeries, histogram_buckets};
 pub use raft::{
     OutgoingSnapshot, ProcessError, Raft, SnapshotSink, SnapshotSource, SnapshotStatus,
-    SnapshotWriter,
+    SnapshotWriter, Tried,
 };
 pub use serve::{serve_connection, serve_peers};
 pub use snap_dir::{NoSnapshots, SnapDir};

@@ -48,6 +48,28 @@ impl MeteredLane {
         pushed
     }
 
+    /// [`push`](Self::push) for each of `messages`; whether any was queued. What is refused goes to `refused`.
+    pub(crate) fn push_all(
+        &mut self,
+        messages: impl Iterator<Item = Message>,
+        mut refused: impl FnMut(Refused),
+    ) -> bool {
+        if self.stopped {
+            messages.for_each(|message| refused(self.refuse(message, DropReason::Stopped)));
+            return false;
+        }
+        let metrics = &self.metrics;
+        let queued = self.lane.push_all(messages, |back| {
+            metrics.dropped(back.reason, 1);
+            refused(back);
+        });
+        if !self.lane.is_empty() {
+            self.since.get_or_insert_with(Instant::now);
+        }
+        self.metrics.bytes.set(self.lane.bytes() as f64);
+        queued
+    }
+
     /// Refuses a message without looking at it.
     pub(crate) fn refuse(&self, message: Message, reason: DropReason) -> Refused {
         self.dropped(reason, 1);

@@ -7,6 +7,7 @@
 //! etcd: server/etcdserver/api/rafthttp/peer.go.
 
 use std::{
+    iter,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +31,7 @@ use crate::{
     environment::Environment,
     inbox::Inbox,
     log_gate::LogGate,
+    messages::Messages,
     metrics::{PeerMetrics, Queue},
     net::PeerUrl,
     pipeline::{PIPELINE_WORKERS, Pipeline, PipelineQueue},
@@ -39,7 +41,7 @@ use crate::{
     stream::{
         queue,
         reader::StreamReader,
-        writer::{NotPushed, StreamWriter, Wakers},
+        writer::{Idle, StreamWriter, Wakers},
     },
     url_picker::UrlPicker,
 };
@@ -115,7 +117,7 @@ impl Peer {
     /// Starts every task of the peer.
     pub(crate) fn start<R: Raft>(&self, raft: &Arc<R>) {
         let env = &self.env;
-        let inbox = Arc::new(Inbox::new(&env.config, self.id, Arc::clone(&self.metrics)));
+        let inbox = Arc::new(Inbox::new(env, self.id, Arc::clone(&self.metrics)));
         env.spawn(Arc::clone(&inbox).work_receive(Arc::clone(raft), self.cancel.clone()));
         env.spawn(Arc::clone(&inbox).work_proposals(Arc::clone(raft), self.cancel.clone()));
         for kind in StreamKind::ALL {
@@ -151,35 +153,52 @@ impl Peer {
         }
     }
 
-    /// Queues a message on the channel it belongs to.
-    pub(crate) fn send(&self, message: Message, wakers: &mut Wakers) {
-        if self.paused.load(Ordering::Relaxed) {
-            return self.message.dropped(DropReason::Paused);
-        }
-        let Some(kind) = message.kind() else {
-            return self.message.dropped(DropReason::UnknownType);
-        };
-        let mut message = message;
+    /// Queues the messages for this peer that come first, each on the channel it belongs to.
+    pub(crate) fn send(&self, messages: &mut Messages<'_>, wakers: &mut Wakers) {
+        let paused = self.paused.load(Ordering::Relaxed);
         let (mut msgapp, mut other) = (self.msgapp.is_attached(), self.message.is_attached());
-        // A stream may break between the choice and the push; then the next channel takes the message.
-        loop {
+        let mut carried = None;
+        while let Some(message) = carried
+            .take()
+            .or_else(|| messages.next_if(|message| message.to == self.id.0))
+        {
+            if paused {
+                self.message.dropped(DropReason::Paused);
+                continue;
+            }
+            let Some(kind) = message.kind() else {
+                self.message.dropped(DropReason::UnknownType);
+                continue;
+            };
             let channel = pick(kind, msgapp, other);
-            let (writer, attached) = match channel {
-                Channel::MsgAppV2 => (&self.msgapp, &mut msgapp),
-                Channel::Message => (&self.message, &mut other),
+            let writer = match channel {
+                Channel::MsgAppV2 => &self.msgapp,
+                Channel::Message => &self.message,
                 Channel::Pipeline => {
                     if let Err(refused) = self.pipeline.queue.push(message) {
                         self.not_queued(channel, &refused);
                     }
-                    return;
+                    continue;
                 }
             };
-            match writer.push(message, wakers) {
-                Ok(()) => return,
-                Err(NotPushed::Full(refused)) => return self.not_queued(channel, &refused),
-                Err(NotPushed::Idle(back)) => {
-                    *attached = false;
-                    message = back;
+            let same_channel = |next: &Message| {
+                next.to == self.id.0
+                    && next
+                        .kind()
+                        .is_some_and(|kind| pick(kind, msgapp, other) == channel)
+            };
+            let run = iter::from_fn(|| messages.next_if(same_channel));
+            match writer.push_all(message, run, wakers) {
+                Ok(refused) => refused
+                    .iter()
+                    .for_each(|back| self.not_queued(channel, back)),
+                // The stream broke since the choice: the next channel takes the message.
+                Err(Idle(back)) => {
+                    match channel {
+                        Channel::MsgAppV2 => msgapp = false,
+                        _ => other = false,
+                    }
+                    carried = Some(back);
                 }
             }
         }

@@ -19,6 +19,13 @@ pub trait Raft: Send + Sync + 'static {
     /// then ignored is `Ok`.
     fn process(&self, message: Message) -> impl Future<Output = Result<(), ProcessError>> + Send;
 
+    /// Delivers a received message at once if that needs no waiting, or gives it back to come by
+    /// [`process`](Raft::process). Called by the task that reads the peer's stream, and only when everything received
+    /// from the peer before has been processed; must not block. Not for proposals. By default nothing is taken.
+    fn try_process(&self, message: Message) -> Tried {
+        Tried::Busy(message)
+    }
+
     /// Whether the member was removed from the cluster; its streams are answered 410.
     fn is_id_removed(&self, id: MemberId) -> bool;
 
@@ -27,6 +34,15 @@ pub trait Raft: Send + Sync + 'static {
 
     /// How a snapshot to the member ended. Must not block.
     fn report_snapshot(&self, id: MemberId, status: SnapshotStatus);
+}
+
+/// What became of a message that was to be processed without waiting.
+#[derive(Debug)]
+pub enum Tried {
+    /// It was delivered, or refused for good.
+    Done(Result<(), ProcessError>),
+    /// It needs to wait.
+    Busy(Message),
 }
 
 /// How sending a snapshot ended.

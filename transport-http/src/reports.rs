@@ -1,4 +1,4 @@
-//! What the transport's tasks tell its owner.
+//! What the transport's tasks tell its owner, and what it may take of them at once.
 //!
 //! The part of [`Raft`] that is called without awaiting, as a trait object, so that only the tasks that deliver
 //! messages are generic. Invariant: none of these blocks.
@@ -6,14 +6,15 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use transport_core::MemberId;
+use transport_core::{MemberId, raftpb::Message};
 
 use crate::{
     error::CriticalError,
-    raft::{Raft, SnapshotStatus},
+    raft::{Raft, SnapshotStatus, Tried},
 };
 
 pub(crate) trait Reports: Send + Sync {
+    fn try_process(&self, message: Message) -> Tried;
     fn report_unreachable(&self, id: MemberId);
     fn report_snapshot(&self, id: MemberId, status: SnapshotStatus);
     fn critical(&self, error: CriticalError);
@@ -26,6 +27,10 @@ pub(crate) struct Owner<R> {
 }
 
 impl<R: Raft> Reports for Owner<R> {
+    fn try_process(&self, message: Message) -> Tried {
+        self.raft.try_process(message)
+    }
+
     fn report_unreachable(&self, id: MemberId) {
         self.raft.report_unreachable(id);
     }

@@ -33,6 +33,7 @@ use crate::{
     environment::Environment,
     error::{CriticalError, StartError, UrlError},
     log_gate::LogGate,
+    messages::Messages,
     metrics::{EndedSeries, Metrics, PeerMetrics},
     net::PeerUrl,
     pace::Pace,
@@ -113,19 +114,26 @@ impl<R: Raft> Transport<R> {
 
     /// Queues messages, each for the member in its `to`. Never waits; messages without a target are ignored, and
     /// those to members nobody knows are counted.
-    pub fn send(&self, messages: Vec<Message>) {
+    pub fn send(&self, mut messages: Vec<Message>) {
         if messages.is_empty() {
             return;
         }
         let roster = self.roster();
         let mut wakers = Vec::new();
-        for message in messages {
-            if message.to == 0 {
+        let mut messages = Messages::from(&mut messages);
+        while let Some(to) = messages.first().map(|message| message.to) {
+            if let Some(peer) = roster.peers.get(&to) {
+                // All that follow for the same peer, too.
+                peer.send(&mut messages, &mut wakers);
                 continue;
             }
-            if let Some(peer) = roster.peers.get(&message.to) {
-                peer.send(message, &mut wakers);
-            } else if let Some(remote) = roster.remotes.get(&message.to) {
+            let Some(message) = messages.next() else {
+                break;
+            };
+            if to == 0 {
+                continue;
+            }
+            if let Some(remote) = roster.remotes.get(&to) {
                 remote.send(message);
             } else {
                 let unrouted = &self.0.env.metrics.unrouted;

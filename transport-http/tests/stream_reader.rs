@@ -13,7 +13,7 @@ use common::{
 use transport_core::{
     MemberId,
     frame::{message as message_frame, msgappv2},
-    raftpb::{Message, MessageType, encoded_len},
+    raftpb::{Message, MessageType},
 };
 use transport_http::CriticalError;
 
@@ -56,8 +56,8 @@ async fn a_dial_asks_as_go_does() {
     a.stop().await;
 }
 
-/// What a capture holds, taken out of its chunks by hand.
-fn captured(kind: &str, local: MemberId, mut body: &[u8]) -> Vec<Message> {
+/// What a capture holds, taken out of its chunks by hand, and its bytes as they count when received.
+fn captured(kind: &str, local: MemberId, mut body: &[u8]) -> (Vec<Message>, usize) {
     let mut stream = Vec::new();
     while let Some(end) = body.windows(2).position(|two| two == b"\r\n") {
         let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
@@ -71,14 +71,15 @@ fn captured(kind: &str, local: MemberId, mut body: &[u8]) -> Vec<Message> {
     if kind == "msgapp" {
         let mut decoder = msgappv2::Decoder::new(local, MemberId(2));
         decoder.feed(stream.into());
-        messages.extend(std::iter::from_fn(|| decoder.next().unwrap()));
+        messages.extend(std::iter::from_fn(|| decoder.next_sized().unwrap()));
     } else {
         let mut decoder = message_frame::Decoder::new();
         decoder.feed(stream.into());
-        messages.extend(std::iter::from_fn(|| decoder.next().unwrap()));
+        messages.extend(std::iter::from_fn(|| decoder.next_sized().unwrap()));
     }
-    messages.retain(|message| !message.is_link_heartbeat());
-    messages
+    messages.retain(|(message, _)| !message.is_link_heartbeat());
+    let (messages, sizes): (_, Vec<usize>) = messages.into_iter().unzip();
+    (messages, sizes.into_iter().sum())
 }
 
 #[tokio::test]
@@ -101,7 +102,7 @@ async fn the_bytes_of_real_members_are_understood() {
             .position(|four| four == b"\r\n\r\n")
             .unwrap()
             + 4;
-        let sent = captured(kind, MemberId(1), &capture[start + head..]);
+        let (sent, bytes) = captured(kind, MemberId(1), &capture[start + head..]);
         assert!(sent.len() >= least, "{file}: {}", sent.len());
         let (listener, urls) = fake_peer().await;
         let mut a =
@@ -109,7 +110,6 @@ async fn the_bytes_of_real_members_are_understood() {
         a.transport.add_peer(MemberId(2), &urls).unwrap();
         let (mut raw, _) = accept_stream(&listener, kind, &mut Vec::new()).await;
         raw.write(&capture[start..]).await;
-        let bytes: usize = sent.iter().map(encoded_len).sum();
         let received = "etcd_network_peer_received_bytes_total{From=2}";
         a.recorder
             .until(received, |value| value == bytes as f64)

@@ -12,7 +12,7 @@ use transport_core::{
     MemberId,
     raftpb::{Message, MessageType},
 };
-use transport_http::{ProcessError, Raft, SnapshotStatus, Transport};
+use transport_http::{ProcessError, Raft, SnapshotStatus, Transport, Tried};
 
 use super::{received::Received, replica::Answer};
 
@@ -38,12 +38,21 @@ impl Raft for Inbound {
             self.import_database(&message, node.status().applied)
                 .await?;
         }
-        node.step(message).await.map_err(|error| match error {
-            StepError::Removed(id) => ProcessError::Removed(id),
-            StepError::NotForUs(id) => ProcessError::NotForUs(id),
-            StepError::Stopped => ProcessError::Stopped,
-            other => ProcessError::Dropped(other.to_string()),
-        })
+        node.step(message).await.map_err(refused)
+    }
+
+    fn try_process(&self, message: Message) -> Tried {
+        if message.kind() == Some(MessageType::Snapshot) {
+            return Tried::Busy(message);
+        }
+        let Some(node) = self.node.get() else {
+            return Tried::Done(Err(ProcessError::Stopped));
+        };
+        let mut message = Some(message);
+        match (node.step_now(&mut message), message) {
+            (Err(StepError::Full), Some(message)) => Tried::Busy(message),
+            (outcome, _) => Tried::Done(outcome.map_err(refused)),
+        }
     }
 
     fn is_id_removed(&self, id: MemberId) -> bool {
@@ -60,6 +69,15 @@ impl Raft for Inbound {
         if let Some(node) = self.node.get() {
             node.report_snapshot(id, status == SnapshotStatus::Finish);
         }
+    }
+}
+
+fn refused(error: StepError) -> ProcessError {
+    match error {
+        StepError::Removed(id) => ProcessError::Removed(id),
+        StepError::NotForUs(id) => ProcessError::NotForUs(id),
+        StepError::Stopped => ProcessError::Stopped,
+        other => ProcessError::Dropped(other.to_string()),
     }
 }
 

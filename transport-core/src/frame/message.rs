@@ -68,6 +68,13 @@ impl Decoder {
     /// The next message, or `None` until more is fed. Repeats its error once it has failed.
     #[allow(clippy::should_implement_trait)] // an iterator would hide that `None` is not the end
     pub fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        Ok(self.next_sized()?.map(|(message, _)| message))
+    }
+
+    /// [`next`](Self::next), with the length of the message as protobuf, whatever form it came in: what etcd counts
+    /// as received.
+    #[inline]
+    pub fn next_sized(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
         match self.failed {
             Some(error) => Err(error),
             None => self.step().inspect_err(|error| {
@@ -86,7 +93,7 @@ impl Decoder {
         }
     }
 
-    fn step(&mut self) -> Result<Option<Message>, FrameError> {
+    fn step(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
         let length = match self.length {
             Some(length) => length,
             None => {
@@ -100,7 +107,7 @@ impl Decoder {
             return Ok(None);
         };
         self.length = None;
-        element.message().map(Some)
+        Ok(Some((element.message()?, length)))
     }
 }
 

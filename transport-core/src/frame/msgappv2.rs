@@ -144,6 +144,8 @@ pub struct Decoder {
     /// Entries of the compact frame being read, and how many are still to come.
     entries: Vec<Entry>,
     missing: u64,
+    /// What its entries so far take in a whole message.
+    nested: usize,
     /// Bytes the frame being read may still have.
     budget: u64,
     failed: Option<FrameError>,
@@ -161,6 +163,7 @@ impl Decoder {
             expect: Expect::Tag,
             entries: Vec::new(),
             missing: 0,
+            nested: 0,
             budget: FRAME_BYTES_MAX,
             failed: None,
         }
@@ -177,6 +180,13 @@ impl Decoder {
     /// The next message, or `None` until more is fed. Repeats its error once it has failed.
     #[allow(clippy::should_implement_trait)] // an iterator would hide that `None` is not the end
     pub fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        Ok(self.next_sized()?.map(|(message, _)| message))
+    }
+
+    /// [`next`](Self::next), with the length of the message as protobuf, whatever form it came in: what etcd counts
+    /// as received.
+    #[inline]
+    pub fn next_sized(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
         match self.failed {
             Some(error) => Err(error),
             None => self.step().inspect_err(|error| {
@@ -196,7 +206,7 @@ impl Decoder {
         }
     }
 
-    fn step(&mut self) -> Result<Option<Message>, FrameError> {
+    fn step(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
         loop {
             match self.expect {
                 Expect::Tag => {
@@ -205,7 +215,11 @@ impl Decoder {
                     };
                     self.budget = FRAME_BYTES_MAX;
                     self.expect = match tag {
-                        LINK_HEARTBEAT => return Ok(Some(Message::link_heartbeat())),
+                        LINK_HEARTBEAT => {
+                            let message = Message::link_heartbeat();
+                            let length = encoded_len(&message);
+                            return Ok(Some((message, length)));
+                        }
                         COMPACT => Expect::Count,
                         FULL => Expect::FullLength,
                         other => return Err(FrameError::UnknownTag(other)),
@@ -224,7 +238,7 @@ impl Decoder {
                     let message = element.message()?;
                     self.position = Position::after(&message);
                     self.expect = Expect::Tag;
-                    return Ok(Some(message));
+                    return Ok(Some((message, length)));
                 }
                 Expect::Count => {
                     let Some(count) = self.input.take_u64() else {
@@ -233,6 +247,7 @@ impl Decoder {
                     // Each entry costs at least its length field.
                     self.spend(count.saturating_mul(8))?;
                     self.missing = count;
+                    self.nested = 0;
                     self.expect_entry();
                 }
                 Expect::EntryLength => {
@@ -247,6 +262,7 @@ impl Decoder {
                         break;
                     };
                     self.entries.push(element.entry()?);
+                    self.nested += nested_len(length);
                     self.missing -= 1;
                     self.expect_entry();
                 }
@@ -255,7 +271,9 @@ impl Decoder {
                         break;
                     };
                     self.expect = Expect::Tag;
-                    return Ok(Some(self.restore(commit)));
+                    let message = self.restore(commit);
+                    let length = append_form_len(&message, self.nested);
+                    return Ok(Some((message, length)));
                 }
             }
         }
@@ -372,6 +390,42 @@ mod tests {
         };
         assert_eq!(first_byte(&plain), COMPACT);
         assert_eq!(first_byte(&odd), FULL);
+    }
+
+    #[test]
+    fn both_ends_count_the_same_bytes() {
+        let append = |index: u64, entries: u64| Message {
+            msg_type: MessageType::Append as i32,
+            to: 2,
+            from: 1,
+            term: 5,
+            log_term: 5,
+            index,
+            entries: (1..=entries)
+                .map(|at| Entry {
+                    term: 5,
+                    index: index + at,
+                    data: vec![7; 300 * at as usize].into(),
+                    ..Entry::default()
+                })
+                .collect(),
+            ..Message::default()
+        };
+        let (mut encoder, mut decoder) = (Encoder::new(), decoder());
+        // Full, compact, compact and empty, and the heartbeat.
+        let sent = [
+            append(9, 1),
+            append(10, 3),
+            append(13, 0),
+            Message::link_heartbeat(),
+        ];
+        for message in sent {
+            let mut body = BytesMut::new();
+            let bytes = encoder.encode(&message, &mut body).unwrap();
+            decoder.feed(body.freeze());
+            assert_eq!(decoder.next_sized(), Ok(Some((message.clone(), bytes))));
+            assert_eq!(bytes, encoded_len(&message));
+        }
     }
 
     #[test]

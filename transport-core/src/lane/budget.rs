@@ -58,12 +58,22 @@ impl SharedBudget {
     /// Takes bytes if they are there. A budget nobody draws on yields any amount, so that no message is too
     /// large for ever.
     pub fn take(&self, bytes: usize) -> bool {
-        let Shared { used, bytes_max } = &*self.0;
-        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+        self.take_if(bytes, |used, sum| used == 0 || sum <= self.0.bytes_max)
+    }
+
+    /// Takes bytes if the budget has as many.
+    pub(super) fn take_within(&self, bytes: usize) -> bool {
+        self.take_if(bytes, |_, sum| sum <= self.0.bytes_max)
+    }
+
+    fn take_if(&self, bytes: usize, allowed: impl Fn(usize, usize) -> bool) -> bool {
+        let taken = |used: usize| {
             let sum = used.saturating_add(bytes);
-            (used == 0 || sum <= *bytes_max).then_some(sum)
-        })
-        .is_ok()
+            allowed(used, sum).then_some(sum)
+        };
+        let used = &self.0.used;
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken)
+            .is_ok()
     }
 
     /// Gives back bytes that were taken.

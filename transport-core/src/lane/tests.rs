@@ -212,6 +212,38 @@ fn lanes_share_a_budget_and_give_it_back() {
 }
 
 #[test]
+fn many_at_once_draw_on_the_budget_as_one_by_one() {
+    let one = footprint(&append(0, 100));
+    for (room, taken) in [
+        (0, 1),
+        (one, 1),
+        (3 * one, 3),
+        (3 * one + 1, 3),
+        (usize::MAX, 5),
+    ] {
+        let shared = SharedBudget::new(room);
+        let mut lane = Lane::new(Budget::default(), Some(shared.clone()));
+        let mut refused = Vec::new();
+        let queued = lane.push_all((0..5).map(|index| append(index, 100)), |back| {
+            assert_eq!(back.reason, DropReason::ProcessFull);
+            refused.push(back.message.index);
+        });
+        assert!(queued);
+        assert_eq!(refused, (taken..5).collect::<Vec<u64>>(), "{room}");
+        assert_eq!(shared.used(), taken as usize * one, "{room}");
+    }
+}
+
+#[test]
+fn many_at_once_tell_whether_somebody_must_wake() {
+    let mut lane = Lane::new(Budget::default(), None);
+    let beats = || [heartbeat(1, 1, b""), heartbeat(1, 2, b"")].into_iter();
+    assert!(lane.push_all(beats(), |_| unreachable!()));
+    assert!(!lane.push_all(beats(), |_| unreachable!()));
+    assert_eq!(drain(&mut lane), [heartbeat(1, 2, b"")]);
+}
+
+#[test]
 fn reasons_have_distinct_labels() {
     let labels: std::collections::BTreeSet<_> = DropReason::ALL
         .iter()

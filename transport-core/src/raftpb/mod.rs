@@ -57,6 +57,18 @@ impl Message {
     }
 }
 
+impl AsRef<Message> for Message {
+    fn as_ref(&self) -> &Message {
+        self
+    }
+}
+
+impl AsMut<Message> for Message {
+    fn as_mut(&mut self) -> &mut Message {
+        self
+    }
+}
+
 impl MessageType {
     /// See [`Message::is_local`].
     pub fn is_local(self) -> bool {

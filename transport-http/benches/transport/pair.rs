@@ -17,7 +17,7 @@ use transport_core::{
     raftpb::{Entry, Message, MessageType},
 };
 use transport_http::{
-    NoSnapshots, PeerBody, ProcessError, Raft, SnapshotStatus, Transport, TransportConfig,
+    NoSnapshots, PeerBody, ProcessError, Raft, SnapshotStatus, Transport, TransportConfig, Tried,
     serve_peers,
 };
 
@@ -92,6 +92,11 @@ impl Raft for Member {
     async fn process(&self, message: Message) -> Result<(), ProcessError> {
         self.step(&message);
         Ok(())
+    }
+
+    fn try_process(&self, message: Message) -> Tried {
+        self.step(&message);
+        Tried::Done(Ok(()))
     }
 
     fn is_id_removed(&self, _: MemberId) -> bool {

@@ -70,7 +70,9 @@ impl StreamBody {
         loop {
             match self.writer.take(self.number, &mut self.batch, cx) {
                 Taken::Replaced => return Poll::Ready(None),
-                Taken::Batch { is_all } => {
+                Taken::Batch { bytes, is_all } => {
+                    // More than the frame takes, as a message in memory is larger than on the wire.
+                    self.buffer.reserve(bytes);
                     let cause = if is_all {
                         FlushCause::Drained
                     } else {

@@ -85,10 +85,11 @@ impl Decoder {
         }
     }
 
-    pub(crate) fn next(&mut self) -> Result<Option<Message>, FrameError> {
+    /// The next message and its size as etcd counts it.
+    pub(crate) fn next(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
         match self {
-            Decoder::MsgApp(decoder) => decoder.next(),
-            Decoder::Message(decoder) => decoder.next(),
+            Decoder::MsgApp(decoder) => decoder.next_sized(),
+            Decoder::Message(decoder) => decoder.next_sized(),
         }
     }
 

@@ -20,11 +20,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use transport_core::{
-    MemberId,
-    frame::FrameError,
-    handshake::StreamKind,
-    raftpb::{Message, encoded_len},
-    status::Action,
+    MemberId, frame::FrameError, handshake::StreamKind, raftpb::Message, status::Action,
 };
 
 use crate::{
@@ -42,6 +38,9 @@ use crate::{
     },
     url_picker::UrlPicker,
 };
+
+/// How many messages go to the inbox at once at most.
+const BATCH_MESSAGES: usize = 32;
 
 /// Why an open stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +160,7 @@ impl StreamReader {
     async fn decode_loop(&self, mut dialled: Dialled) -> Lost {
         let read_timeout = self.env.config.read_timeout;
         let mut decoder = Decoder::new(self.kind, self.env.config.id, self.peer);
+        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
         let mut last_byte = Instant::now();
         let mut pieces = 0_u32;
         let mut timer = pin!(sleep_until(last_byte + read_timeout));
@@ -189,7 +189,7 @@ impl StreamReader {
             decoder.feed(piece);
             pieces = pieces.wrapping_add(1);
             let timed = pieces.is_multiple_of(TIMED_EVERY).then(time::Instant::now);
-            let delivered = self.deliver_all(&mut decoder);
+            let delivered = self.deliver_all(&mut decoder, &mut batch);
             if let Some(begun) = timed {
                 self.stream_metrics.decode_seconds.record(begun.elapsed());
             }
@@ -200,36 +200,41 @@ impl StreamReader {
     }
 
     /// Delivers what is complete.
-    fn deliver_all(&self, decoder: &mut Decoder) -> Result<(), FrameError> {
-        let mut received = 0;
+    fn deliver_all(
+        &self,
+        decoder: &mut Decoder,
+        batch: &mut Vec<Message>,
+    ) -> Result<(), FrameError> {
+        let (mut received, mut heartbeats) = (0, 0);
+        let paused = self.paused.load(Ordering::Relaxed);
         let outcome = loop {
-            match decoder.next() {
-                Ok(Some(message)) => received += self.deliver(message),
+            let (message, bytes) = match decoder.next() {
+                Ok(Some(next)) => next,
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
+            };
+            if message.is_link_heartbeat() {
+                heartbeats += bytes as u64;
+                continue;
+            }
+            received += bytes as u64;
+            if paused {
+                self.inbox.drop_paused();
+                continue;
+            }
+            batch.push(message);
+            if batch.len() == BATCH_MESSAGES {
+                self.inbox.push_all(batch, &self.activity);
             }
         };
+        self.inbox.push_all(batch, &self.activity);
         if received > 0 {
             self.metrics.received_bytes.increment(received);
         }
+        if heartbeats > 0 {
+            let counted = &self.env.metrics.received_heartbeat_bytes;
+            counted.increment(heartbeats);
+        }
         outcome
-    }
-
-    /// Passes one message on; its size, 0 for a link heartbeat, which is counted apart.
-    fn deliver(&self, message: Message) -> u64 {
-        let bytes = encoded_len(&message);
-        if message.is_link_heartbeat() {
-            self.env
-                .metrics
-                .received_heartbeat_bytes
-                .increment(bytes as u64);
-            return 0;
-        }
-        if self.paused.load(Ordering::Relaxed) {
-            self.inbox.drop_paused();
-        } else {
-            self.inbox.push(message, self.activity.is_active());
-        }
-        bytes as u64
     }
 }

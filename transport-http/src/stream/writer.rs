@@ -1,6 +1,6 @@
 //! The sending side of a stream: a lane, and the one connection that drains it.
 //!
-//! [`push`](StreamWriter::push) is called by raft's thread and only takes a short lock; the connection's own task
+//! [`push_all`](StreamWriter::push_all) is called by raft's thread and only takes a short lock; the connection's own task
 //! drains the lane while it writes ([`StreamBody`]), so no task stands between the two. Invariant: at most one
 //! connection is attached. A new one takes over at once: the old one gets nothing more and ends, what still waited
 //! for it is dropped and reported to raft once, and the new one begins with a fresh encoder.
@@ -8,7 +8,7 @@
 //! etcd: server/etcdserver/api/rafthttp/stream.go, `streamWriter`.
 
 use std::{
-    fmt,
+    fmt, iter,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use transport_core::{
     MemberId,
     handshake::StreamKind,
-    lane::{DropReason, Pushed, Refused},
+    lane::{DropReason, Refused},
     raftpb::Message,
     stats::FollowerStats,
     status::Action,
@@ -67,18 +67,13 @@ struct State {
     stopped: bool,
 }
 
-/// Why a message was not queued.
-pub(crate) enum NotPushed {
-    /// No connection is attached: take another channel.
-    Idle(Message),
-    /// The lane is full.
-    Full(Refused),
-}
+/// No connection is attached: the message takes another channel.
+pub(crate) struct Idle(pub(crate) Message);
 
 /// What a connection finds in the lane.
 pub(crate) enum Taken {
-    /// Messages; all that waited, or as much as one write may take.
-    Batch { is_all: bool },
+    /// Messages, and the bytes they took in the lane; all that waited, or as much as one write may take.
+    Batch { bytes: usize, is_all: bool },
     /// Nothing; the task is woken when that changes.
     Nothing,
     /// Another connection is attached, or none any more: end the stream.
@@ -124,20 +119,26 @@ impl StreamWriter {
         self.attached.load(Ordering::Relaxed)
     }
 
-    /// Queues a message. A task that must be woken for it is added to `wakers`, so that a batch wakes it once and
-    /// it finds the whole batch.
+    /// Queues messages. A task that must be woken for them is added to `wakers`, so that a batch wakes it once and it
+    /// finds the whole batch. Gives back what the lane has no room for.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
-    pub(crate) fn push(&self, message: Message, wakers: &mut Wakers) -> Result<(), NotPushed> {
+    #[allow(clippy::result_large_err)] // the message goes back by move, as it came
+    pub(crate) fn push_all(
+        &self,
+        first: Message,
+        others: impl Iterator<Item = Message>,
+        wakers: &mut Wakers,
+    ) -> Result<Vec<Refused>, Idle> {
+        let mut refused = Vec::new();
         let mut state = self.state.lock();
         if state.connection == 0 {
-            return Err(NotPushed::Idle(message));
+            return Err(Idle(first));
         }
-        match state.lane.push(message) {
-            Ok(Pushed::Queued) => wakers.extend(state.waiting.take()),
-            Ok(Pushed::Merged) => {}
-            Err(refused) => return Err(NotPushed::Full(refused)),
+        let messages = iter::once(first).chain(others);
+        if state.lane.push_all(messages, |back| refused.push(back)) {
+            wakers.extend(state.waiting.take());
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Makes a new connection the one, which `end` closes; `None` once the peer is stopped.
@@ -187,8 +188,10 @@ impl StreamWriter {
         if state.connection != number {
             return Taken::Replaced;
         }
-        if state.lane.drain(self.env.config.limits.flush_bytes, batch) > 0 {
+        let bytes = state.lane.drain(self.env.config.limits.flush_bytes, batch);
+        if bytes > 0 {
             return Taken::Batch {
+                bytes,
                 is_all: state.lane.is_empty(),
             };
         }
