@@ -9,6 +9,7 @@
 //! | [`id`] | [`MemberId`], [`ClusterId`]: derived, parsed and printed as etcd does |
 //! | [`raftpb`] | messages with [`Bytes`](bytes::Bytes) payloads, a bounded decoder and a fast encoder |
 //! | [`frame`] | the two stream framings and the snapshot envelope, incremental both ways |
+//! | [`http1`] | the heads and the chunked body of a stream's connection |
 //! | [`handshake`] | headers, versions, paths → accepted, or a verdict with status, headers and body |
 //! | [`route`] | which channel a message takes |
 //! | [`lane`] | queues bounded in bytes, in which heartbeats never wait |
@@ -145,6 +146,7 @@
 
 pub mod frame;
 pub mod handshake;
+pub mod http1;
 pub mod id;
 pub mod lane;
 pub mod raftpb;

@@ -43,6 +43,17 @@ impl PeerBody {
     pub(crate) fn stream(body: StreamBody) -> Self {
         PeerBody(Inner::Stream(Box::new(body)))
     }
+
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.0, Inner::Stream(_))
+    }
+
+    pub(crate) fn into_stream(self) -> Option<Box<StreamBody>> {
+        match self.0 {
+            Inner::Stream(stream) => Some(stream),
+            Inner::Piece(_) | Inner::Boxed(_) => None,
+        }
+    }
 }
 
 impl Default for PeerBody {

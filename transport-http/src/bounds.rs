@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use transport_core::{
     frame::FRAME_BYTES_MAX,
+    http1::HEAD_BYTES_MAX,
     lane::{Budget, PROCESS_BYTES, SLOT_BYTES_MAX},
 };
 
@@ -110,6 +111,9 @@ fn in_force() -> BTreeMap<&'static str, u64> {
         ("frame::FRAME_BYTES_MAX", FRAME_BYTES_MAX as usize),
         ("inbox::BATCH_BYTES", inbox::BATCH_BYTES),
         ("stream::IDLE_BUFFER_BYTES", stream::body::IDLE_BUFFER_BYTES),
+        ("stream::READ_BYTES_MIN", stream::incoming::READ_BYTES_MIN),
+        ("stream::READ_BYTES_MAX", stream::incoming::READ_BYTES_MAX),
+        ("http1::HEAD_BYTES_MAX", HEAD_BYTES_MAX),
         ("net::HTTP_BUFFER_BYTES", HTTP_BUFFER_BYTES),
         ("serve::REQUEST_HEAD_BYTES", serve::REQUEST_HEAD_BYTES),
         ("client::ANSWER_BYTES", client::ANSWER_BYTES),

@@ -52,15 +52,15 @@ impl Dialer {
         }
     }
 
-    /// Opens a connection to whichever of the peer's URLs answers first, beginning with the one in use; the one that
-    /// did is in use from now on. Cancel-safe as [`open`](Self::open).
-    pub(crate) async fn open_any(&self, picker: &UrlPicker) -> Result<Connection, ClientError> {
+    /// Connects to whichever of the peer's URLs answers first, beginning with the one in use; the one that did is in
+    /// use from now on. Cancel-safe: dropping the future closes what was begun.
+    pub(crate) async fn connect_any(&self, picker: &UrlPicker) -> Result<Connected, ClientError> {
         let urls = picker.candidates();
-        let attempts = urls.iter().map(|url| self.open(url)).collect();
+        let attempts = urls.iter().map(|url| self.connect(url)).collect();
         match race(attempts).await {
-            Some(Ok(connection)) => {
-                picker.prefer(&connection.url);
-                Ok(connection)
+            Some(Ok(connected)) => {
+                picker.prefer(&connected.url);
+                Ok(connected)
             }
             Some(Err(error)) => Err(error),
             // A picker always has a URL.
@@ -68,14 +68,19 @@ impl Dialer {
         }
     }
 
-    /// Opens a connection. Cancel-safe: dropping the future closes what was begun.
+    /// [`connect_any`](Self::connect_any), ready for requests.
+    pub(crate) async fn open_any(&self, picker: &UrlPicker) -> Result<Connection, ClientError> {
+        self.connect_any(picker).await?.open().await
+    }
+
+    /// Opens a connection. Cancel-safe as [`connect_any`](Self::connect_any).
     pub(crate) async fn open(&self, url: &Arc<PeerUrl>) -> Result<Connection, ClientError> {
-        let io = match timeout(
-            self.dial_timeout,
-            self.connector.connect(url, self.user_timeout),
-        )
-        .await
-        {
+        self.connect(url).await?.open().await
+    }
+
+    async fn connect(&self, url: &Arc<PeerUrl>) -> Result<Connected, ClientError> {
+        let connecting = self.connector.connect(url, self.user_timeout);
+        let io = match timeout(self.dial_timeout, connecting).await {
             Ok(Ok(io)) => io,
             Ok(Err(source)) => {
                 return Err(ClientError::Connect {
@@ -85,25 +90,40 @@ impl Dialer {
             }
             Err(_) => return Err(deadline(url, "connection", self.dial_timeout)),
         };
-        let io = TokioIo::new(WriteDeadline::new(io, self.write_timeout));
+        Ok(Connected {
+            url: Arc::clone(url),
+            io: WriteDeadline::new(io, self.write_timeout),
+        })
+    }
+}
+
+/// A byte stream to a peer on which nothing was said yet.
+pub(crate) struct Connected {
+    pub(crate) url: Arc<PeerUrl>,
+    pub(crate) io: WriteDeadline,
+}
+
+impl Connected {
+    async fn open(self) -> Result<Connection, ClientError> {
+        let Connected { url, io } = self;
         let opened = http1::Builder::new()
             .title_case_headers(true)
             .max_buf_size(HTTP_BUFFER_BYTES)
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await;
         let (sender, driver) = opened.map_err(|source| ClientError::Http {
             url: url.to_string(),
             source,
         })?;
         Ok(Connection {
-            url: Arc::clone(url),
+            url,
             sender,
             driver: Some(Box::pin(driver)),
         })
     }
 }
 
-fn deadline(url: &PeerUrl, what: &'static str, after: Duration) -> ClientError {
+pub(crate) fn deadline(url: &PeerUrl, what: &'static str, after: Duration) -> ClientError {
     ClientError::Deadline {
         url: url.to_string(),
         what,
@@ -162,20 +182,8 @@ impl Connection {
         self.driver.is_some() && !self.sender.is_closed()
     }
 
-    /// Sends a request; the head of the answer must come within `limit` of the last byte's progress.
+    /// Sends a request and returns the head of its answer. The caller watches the time.
     pub(crate) async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-        limit: Duration,
-    ) -> Result<Response<Incoming>, ClientError> {
-        match timeout(limit, self.send_unbounded(request)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(deadline(&self.url, "answer", limit)),
-        }
-    }
-
-    /// As [`send`](Self::send), for a caller that watches the time itself.
-    pub(crate) async fn send_unbounded(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, ClientError> {

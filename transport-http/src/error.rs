@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use transport_core::MemberId;
+use transport_core::{MemberId, http1::HttpError};
 
 /// Why a transport did not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,22 @@ pub enum ClientError {
         url: String,
         /// What went wrong.
         source: hyper::Error,
+    },
+    /// The connection of a stream broke.
+    #[error("{url}: {source}")]
+    Broken {
+        /// Whom.
+        url: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What came on the connection of a stream was not HTTP.
+    #[error("{url}: {source}")]
+    Protocol {
+        /// Whom.
+        url: String,
+        /// What is wrong with it.
+        source: HttpError,
     },
     /// The answer is longer than the caller allows.
     #[error("{url}: the answer exceeds {limit} bytes")]

@@ -1,6 +1,6 @@
 //! A peer: a member of the cluster, and every channel to and from it.
 //!
-//! Two stream readers that dial it, two stream writers it dials, a pipeline, an inbox with its workers, two probers
+//! Two stream readers that dial it, two stream writers it dials, a pipeline, an inbox with its workers, a prober
 //! and one snapshot at a time. Invariant: [`send`](Peer::send) never waits, and each message it cannot queue is
 //! counted, reported to raft and logged once in a while.
 //!
@@ -35,7 +35,7 @@ use crate::{
     metrics::{PeerMetrics, Queue},
     net::PeerUrl,
     pipeline::{PIPELINE_WORKERS, Pipeline, PipelineQueue},
-    prober::{Prober, ROUND_TRIPPERS},
+    prober::Prober,
     raft::{OutgoingSnapshot, Raft, SnapshotStatus},
     snapshot_sender::{SnapshotSender, SnapshotSlot},
     stream::{
@@ -53,7 +53,7 @@ pub(crate) struct Peer {
     pub(crate) metrics: Arc<PeerMetrics>,
     pub(crate) follower: Arc<Mutex<FollowerStats>>,
     picker: Arc<UrlPicker>,
-    probe_pickers: Vec<Arc<UrlPicker>>,
+    probe_picker: Arc<UrlPicker>,
     msgapp: Arc<StreamWriter>,
     message: Arc<StreamWriter>,
     pipeline: Arc<Pipeline>,
@@ -98,10 +98,7 @@ impl Peer {
             env: Arc::clone(env),
             msgapp: writer(StreamKind::MsgAppV2),
             message: writer(StreamKind::Message),
-            probe_pickers: ROUND_TRIPPERS
-                .iter()
-                .map(|_| Arc::new(UrlPicker::new(urls.clone())))
-                .collect(),
+            probe_picker: Arc::new(UrlPicker::new(urls)),
             picker,
             pipeline,
             activity,
@@ -140,17 +137,14 @@ impl Peer {
         for _ in 0..PIPELINE_WORKERS {
             env.spawn(Arc::clone(&self.pipeline).work(self.cancel.clone()));
         }
-        for (round_tripper, picker) in ROUND_TRIPPERS.into_iter().zip(&self.probe_pickers) {
-            let prober = Prober {
-                peer: self.id,
-                round_tripper,
-                picker: Arc::clone(picker),
-                dialer: env.dialer.clone(),
-                answer_timeout: env.config.read_timeout,
-                round_trip: self.metrics.round_trip.clone(),
-            };
-            env.spawn(prober.run(self.cancel.clone()));
-        }
+        let prober = Prober {
+            peer: self.id,
+            picker: Arc::clone(&self.probe_picker),
+            dialer: env.dialer.clone(),
+            answer_timeout: env.config.read_timeout,
+            round_trip: self.metrics.round_trip.clone(),
+        };
+        env.spawn(prober.run(self.cancel.clone()));
     }
 
     /// Queues the messages for this peer that come first, each on the channel it belongs to.
@@ -285,9 +279,7 @@ impl Peer {
 
     /// Replaces the URLs; open connections stay.
     pub(crate) fn update(&self, urls: Vec<PeerUrl>) {
-        for picker in &self.probe_pickers {
-            picker.update(urls.clone());
-        }
+        self.probe_picker.update(urls.clone());
         self.picker.update(urls);
     }
 

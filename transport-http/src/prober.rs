@@ -1,8 +1,8 @@
 //! Probing: is the peer's port alive, how far is it, how far off is its clock?
 //!
-//! One prober runs per channel kind, as operators know them from the logs. It keeps its connection between
-//! probes, so that what it measures is a round trip and not a handshake. Invariant: it influences nothing but
-//! logs and one histogram.
+//! One prober runs per peer, and probes once for each channel kind that operators know from the logs. It keeps its
+//! connection between probes, so that what it measures is a round trip and not a handshake. Invariant: it influences
+//! nothing but logs and one histogram.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,9 +30,8 @@ const CLOCK_DRIFT_MAX: Duration = Duration::from_secs(1);
 /// An answer has about fifty bytes.
 pub(crate) const ANSWER_BYTES: usize = 4096;
 
-/// etcd's names for the two probers of a peer.
-pub(crate) const ROUND_TRIPPERS: [&str; 2] =
-    ["ROUND_TRIPPER_SNAPSHOT", "ROUND_TRIPPER_RAFT_MESSAGE"];
+/// etcd's names for its two probers of a peer.
+const ROUND_TRIPPERS: [&str; 2] = ["ROUND_TRIPPER_SNAPSHOT", "ROUND_TRIPPER_RAFT_MESSAGE"];
 
 /// What the endpoint answers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,19 +69,18 @@ enum ProbeError {
     NotOk,
 }
 
-/// Probes one peer through one kind of channel.
+/// Probes one peer.
 pub(crate) struct Prober {
     pub(crate) peer: MemberId,
-    pub(crate) round_tripper: &'static str,
     pub(crate) picker: Arc<UrlPicker>,
     pub(crate) dialer: Dialer,
     pub(crate) answer_timeout: Duration,
     pub(crate) round_trip: Histogram,
 }
 
+/// What the probes of one channel kind found.
 #[derive(Default)]
 struct Measured {
-    connection: Option<Connection>,
     /// Smoothed, weight 1/8, from the first sample on.
     round_trip: Option<Duration>,
     /// Local clock minus the peer's, half a round trip taken off; seconds.
@@ -90,11 +88,18 @@ struct Measured {
     error: Option<ProbeError>,
 }
 
+impl Measured {
+    fn is_healthy(&self) -> bool {
+        self.error.is_none() && self.round_trip.is_some()
+    }
+}
+
 impl Prober {
     /// Runs until cancelled.
     pub(crate) async fn run(self, cancel: CancellationToken) {
         let probing = async {
-            let mut measured = Measured::default();
+            let mut measured: [Measured; ROUND_TRIPPERS.len()] = Default::default();
+            let mut connection = None;
             let mut probes = interval(PROBE_INTERVAL);
             probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut report_at = Instant::now() + REPORT_UNHEALTHY;
@@ -103,11 +108,15 @@ impl Prober {
                     biased;
                     // First: a probe that nobody answers takes longer than the pause between two.
                     () = sleep_until(report_at) => {
-                        self.report(&measured);
-                        let healthy = measured.error.is_none() && measured.round_trip.is_some();
+                        for (round_tripper, measured) in ROUND_TRIPPERS.iter().zip(&measured) {
+                            self.report(round_tripper, measured);
+                        }
+                        let healthy = measured.iter().all(Measured::is_healthy);
                         report_at = Instant::now() + if healthy { REPORT_HEALTHY } else { REPORT_UNHEALTHY };
                     }
-                    _ = probes.tick() => self.probe(&mut measured).await,
+                    _ = probes.tick() => for measured in &mut measured {
+                        self.probe(&mut connection, measured).await;
+                    },
                 }
             }
         };
@@ -118,16 +127,10 @@ impl Prober {
         }
     }
 
-    async fn probe(&self, measured: &mut Measured) {
+    async fn probe(&self, connection: &mut Option<Connection>, measured: &mut Measured) {
         let url = self.picker.pick();
-        if measured
-            .connection
-            .as_ref()
-            .is_some_and(|connection| **connection.url() != *url)
-        {
-            measured.connection = None;
-        }
-        match self.exchange(measured, &url).await {
+        connection.take_if(|kept| **kept.url() != *url);
+        match self.exchange(connection, &url).await {
             Ok((now, took)) => {
                 let smoothed = measured
                     .round_trip
@@ -140,16 +143,16 @@ impl Prober {
             }
             Err(error) => measured.error = Some(error),
         }
-        measured.connection = None;
+        *connection = None;
         self.picker.unreachable(&url);
     }
 
     async fn exchange(
         &self,
-        measured: &mut Measured,
+        connection: &mut Option<Connection>,
         url: &Arc<PeerUrl>,
     ) -> Result<(jiff::Timestamp, Duration), ProbeError> {
-        let kept = match measured.connection.take() {
+        let kept = match connection.take() {
             Some(mut kept) => kept.is_open().await.then_some(kept),
             None => None,
         };
@@ -157,7 +160,7 @@ impl Prober {
             Some(open) => open,
             None => self.dialer.open(url).await?,
         };
-        let connection = measured.connection.insert(open);
+        let connection = connection.insert(open);
         let mut request = Request::new(nothing());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = Uri::from_static(PROBING_PATH);
@@ -178,14 +181,14 @@ impl Prober {
         Ok((health.now.parse()?, took))
     }
 
-    fn report(&self, measured: &Measured) {
+    fn report(&self, round_tripper: &'static str, measured: &Measured) {
         let rtt = measured.round_trip.unwrap_or_default();
         if measured.round_trip.is_some() {
             self.round_trip.record(rtt);
         }
         if let Some(error) = &measured.error {
             tracing::warn!(
-                "round-tripper-name" = self.round_tripper,
+                "round-tripper-name" = round_tripper,
                 "remote-peer-id" = %self.peer,
                 rtt = ?rtt,
                 error = %error,
@@ -193,7 +196,7 @@ impl Prober {
             );
         } else if measured.clock_ahead > CLOCK_DRIFT_MAX.as_secs_f64() {
             tracing::warn!(
-                "round-tripper-name" = self.round_tripper,
+                "round-tripper-name" = round_tripper,
                 "remote-peer-id" = %self.peer,
                 "clock-drift" = format_args!("{:.6}s", measured.clock_ahead),
                 rtt = ?rtt,

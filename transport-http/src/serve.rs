@@ -6,13 +6,20 @@
 //! deadline. A stream's connection has no read deadline, as the dialler sends nothing more.
 
 use std::{
-    convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    convert::Infallible,
+    future::{Future, pending, poll_fn},
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, Version};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -21,6 +28,7 @@ use crate::{
     log_gate::LogGate,
     net::{Accepted, Acceptor, BoxIo, HTTP_BUFFER_BYTES, WriteDeadline},
     raft::Raft,
+    stream::{body::StreamBody, outgoing::Outgoing},
     transport::Transport,
 };
 
@@ -137,23 +145,84 @@ pub async fn serve_connection<R, F, Fut>(
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Response<PeerBody>> + Send + 'static,
 {
-    let read_timeout = transport.config().read_timeout;
-    let io = TokioIo::new(WriteDeadline::new(io, transport.config().write_timeout));
     let replaced = CancellationToken::new();
     let end = ConnectionEnd(replaced.clone());
+    let serving = async {
+        match exchange(io, remote, transport, fallback, end, &shutdown).await {
+            Exchanged::Ended(ended) => ended,
+            Exchanged::Stream(stream) => {
+                let mut running = pin!(stream.run());
+                let ended = tokio::select! {
+                    biased;
+                    ended = running.as_mut() => ended,
+                    // Its peer is stopped as well, and ends it properly.
+                    () = shutdown.cancelled() => match timeout(SHUTDOWN_GRACE, running).await {
+                        Ok(ended) => ended,
+                        Err(_) => return Ok(()),
+                    },
+                };
+                ended.map_err(|error| error.to_string())
+            }
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        // First: a connection whose socket is full would not notice that another one took its place.
+        () = replaced.cancelled() => return,
+        ended = serving => ended,
+    };
+    if let Err(error) = ended {
+        // A peer that goes away, or somebody who speaks no HTTP: neither is ours to fix.
+        tracing::debug!(remote = %remote, error, "peer connection ended");
+    }
+}
+
+/// What became of a connection on which requests were answered.
+enum Exchanged {
+    Ended(Result<(), String>),
+    /// It carries a stream from now on.
+    Stream(Outgoing),
+}
+
+/// Answers requests by hyper until the connection ends, or one of them is answered with a stream: that goes on
+/// without hyper, whose buffers would be most of what an idle peer costs.
+async fn exchange<R, F, Fut>(
+    io: BoxIo,
+    remote: SocketAddr,
+    transport: Transport<R>,
+    fallback: F,
+    end: ConnectionEnd,
+    shutdown: &CancellationToken,
+) -> Exchanged
+where
+    R: Raft,
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response<PeerBody>> + Send + 'static,
+{
+    let read_timeout = transport.config().read_timeout;
+    let io = TokioIo::new(WriteDeadline::new(io, transport.config().write_timeout));
+    let accepted = Arc::new(Mutex::new(None));
+    let accepting = Arc::clone(&accepted);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let transport = transport.clone();
-        let fallback = fallback.clone();
+        let (transport, fallback) = (transport.clone(), fallback.clone());
+        let accepting = Arc::clone(&accepting);
         // A stream is asked for with a GET.
         if request.method() == Method::GET {
             request.extensions_mut().insert(end.clone());
         }
+        let version = request.version();
         async move {
             let response = match transport.serve(request, remote).await {
                 Ok(response) => response,
                 Err(request) => fallback(request).await,
             };
-            Ok::<_, Infallible>(response)
+            // Older versions know no chunks: hyper knows what to do then.
+            if version < Version::HTTP_11 || !response.body().is_stream() {
+                return Ok::<_, Infallible>(response);
+            }
+            let (head, body) = response.into_parts();
+            *accepting.lock() = body.into_stream().map(|body| (head.headers, body));
+            pending().await
         }
     });
     let connection = http1::Builder::new()
@@ -163,22 +232,53 @@ pub async fn serve_connection<R, F, Fut>(
         .max_buf_size(HTTP_BUFFER_BYTES)
         .title_case_headers(true)
         .serve_connection(io, service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
+    let mut requests = Requests {
+        connection,
+        accepted,
+    };
+    let running = tokio::select! {
         biased;
-        // First: a connection whose socket is full would not notice that another one took its place.
-        () = replaced.cancelled() => return,
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(SHUTDOWN_GRACE, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
+        outcome = poll_fn(|cx| requests.poll(cx)) => Some(outcome),
+        () = shutdown.cancelled() => None,
+    };
+    let outcome = match running {
+        Some(outcome) => outcome,
+        None => {
+            Pin::new(&mut requests.connection).graceful_shutdown();
+            let ending = poll_fn(|cx| requests.poll(cx));
+            match timeout(SHUTDOWN_GRACE, ending).await {
+                Ok(outcome) => outcome,
+                Err(_) => return Exchanged::Ended(Ok(())),
             }
         }
     };
-    if let Err(error) = ended {
-        // A peer that goes away, or somebody who speaks no HTTP: neither is ours to fix.
-        tracing::debug!(remote = %remote, error = %error, "peer connection ended");
+    match outcome {
+        Ok(Some((headers, body))) => {
+            // No byte of an answer is on its way yet, and what was read beyond the request means nothing on a stream.
+            let io = requests.connection.into_parts().io.into_inner();
+            Exchanged::Stream(Outgoing::new(io, &headers, body))
+        }
+        Ok(None) => Exchanged::Ended(Ok(())),
+        Err(error) => Exchanged::Ended(Err(error.to_string())),
+    }
+}
+
+/// A connection driven by hyper, until a request on it is answered with a stream.
+struct Requests<C> {
+    connection: C,
+    accepted: Arc<Mutex<Option<AcceptedStream>>>,
+}
+
+/// Headers and body of a stream that was asked for on a connection.
+type AcceptedStream = (HeaderMap, Box<StreamBody>);
+
+impl<C: Future<Output = hyper::Result<()>> + Unpin> Requests<C> {
+    /// Ready with the stream, or with the end of the connection.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<Option<AcceptedStream>>> {
+        let ended = Pin::new(&mut self.connection).poll(cx);
+        match self.accepted.lock().take() {
+            Some(accepted) => Poll::Ready(Ok(Some(accepted))),
+            None => ended.map_ok(|()| None),
+        }
     }
 }

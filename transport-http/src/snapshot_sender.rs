@@ -220,7 +220,7 @@ impl SnapshotSender {
         request.headers_mut().insert(header::CONTENT_TYPE, octets);
         let answer = tokio::select! {
             biased;
-            answer = connection.send_unbounded(request) => answer?,
+            answer = connection.send(request) => answer?,
             error = self.overdue(stage) => return Err(error),
         };
         let status = answer.status();

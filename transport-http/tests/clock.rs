@@ -27,10 +27,10 @@ async fn an_idle_hour_opens_no_new_connection() {
     let net = MemoryNetwork::default();
     let (a, b) = pair(&net).await;
     sleep(Duration::from_secs(10)).await;
-    // Two streams and two probers in each direction; probes reuse their connections.
-    assert_eq!(net.opened(), 8);
+    // Two streams and a prober in each direction; probes reuse their connection.
+    assert_eq!(net.opened(), 6);
     sleep(Duration::from_secs(3600)).await;
-    assert_eq!(net.opened(), 8);
+    assert_eq!(net.opened(), 6);
     assert!(a.transport.active_since(b.id).is_some() && b.transport.active_since(a.id).is_some());
     let disconnected = "etcd_network_disconnected_peers_total{Local=1,Remote=2}";
     assert_eq!(a.recorder.value(disconnected), 0.0);

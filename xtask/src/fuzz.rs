@@ -17,6 +17,7 @@ const TARGETS: &[&str] = &[
     "raftpb",
     "message_stream",
     "msgappv2_stream",
+    "answer",
     "snapshot_envelope",
     "handshake",
     "admit",

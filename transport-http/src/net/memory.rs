@@ -60,13 +60,13 @@ pub const BACKLOG: usize = 128;
 ///     let nothing = |_| async { http::Response::new(PeerBody::empty()) };
 ///     tokio::spawn(serve_peers(listener, transport, nothing, Default::default()));
 /// }
-/// // An hour, at once: the two streams and two probes of each side are still the first ones.
+/// // An hour, at once: the two streams and the prober of each side are still the first ones.
 /// tokio::time::sleep(Duration::from_secs(3600)).await;
-/// assert_eq!(network.opened(), 8);
+/// assert_eq!(network.opened(), 6);
 /// // Once more, the streams at once and the probes when they are due.
 /// network.cut();
 /// tokio::time::sleep(Duration::from_secs(5)).await;
-/// assert_eq!(network.opened(), 16);
+/// assert_eq!(network.opened(), 12);
 /// # Ok(())
 /// # }
 /// ```

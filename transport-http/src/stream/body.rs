@@ -1,8 +1,8 @@
-//! The response body that is a stream: hyper asks for the next frame, and gets everything that waits in one.
+//! The response body that is a stream: the connection asks for the next frame, and gets everything that waits in one.
 //!
 //! Runs in the connection's task. Invariant: bytes leave at least every third of the read timeout, so that the
-//! peer can tell a silent network from an idle raft; and dropping the body, which is how hyper ends a broken
-//! connection, is told to the writer.
+//! peer can tell a silent network from an idle raft; and dropping the body, which is how a broken connection ends, is
+//! told to the writer.
 
 use std::{
     future::Future,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// What an idle connection may keep for its next frame.
-pub(crate) const IDLE_BUFFER_BYTES: usize = 8 << 10;
+pub(crate) const IDLE_BUFFER_BYTES: usize = 1 << 10;
 const IDLE_BATCH: usize = 16;
 
 pub(crate) struct StreamBody {

@@ -1,27 +1,27 @@
 //! Dials a stream: one GET, one verdict.
 //!
-//! The peer's URLs race, and whatever fails afterwards turns the picker to the next one. Invariant: connecting, the head of the answer and the
-//! body of a refusal each have their deadline, and a refusal's body is read up to a limit.
+//! The peer's URLs race, and whatever fails afterwards turns the picker to the next one. Invariant: connecting, the
+//! head of the answer and the body of a refusal each have their deadline, and a refusal's body is read up to a limit.
 //!
 //! etcd: server/etcdserver/api/rafthttp/stream.go, `streamReader.dial`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use hyper::body::Incoming;
 use tokio::time::timeout;
 use transport_core::{
     MemberId,
     handshake::{DialVerdict, StreamKind},
+    http1::head,
 };
 
 use crate::{
-    body::nothing,
-    client::{ANSWER_BYTES, Connection},
+    client::{ANSWER_BYTES, Connected, deadline},
     environment::Environment,
     error::ClientError,
     metrics::DialCause,
-    requests::request,
+    requests::insert_host,
+    stream::incoming::Incoming,
     url_picker::UrlPicker,
 };
 
@@ -68,28 +68,22 @@ impl DialError {
     }
 }
 
-/// An open stream.
-pub(crate) struct Dialled {
-    pub(crate) connection: Connection,
-    pub(crate) body: Incoming,
-}
-
 /// Asks `peer` for a stream of this kind. Cancel-safe: dropping the future closes the connection.
 pub(crate) async fn dial(
     env: &Environment,
     kind: StreamKind,
     peer: MemberId,
     picker: &UrlPicker,
-) -> Result<Dialled, DialError> {
-    let connection = match env.dialer.open_any(picker).await {
-        Ok(connection) => connection,
+) -> Result<Incoming, DialError> {
+    let connected = match env.dialer.connect_any(picker).await {
+        Ok(connected) => connected,
         Err(error) => {
             picker.unreachable(&picker.pick());
             return Err(error.into());
         }
     };
-    let url = Arc::clone(connection.url());
-    let outcome = ask(env, kind, peer, connection).await;
+    let url = Arc::clone(&connected.url);
+    let outcome = ask(env, kind, peer, connected).await;
     if outcome.is_err() {
         picker.unreachable(&url);
     }
@@ -100,48 +94,27 @@ async fn ask(
     env: &Environment,
     kind: StreamKind,
     peer: MemberId,
-    mut connection: Connection,
-) -> Result<Dialled, DialError> {
-    let path = kind.path(env.config.id);
-    let request = request(
-        &env.identity,
-        Method::GET,
-        connection.url(),
-        &path,
-        Some(peer),
-        nothing(),
-    );
-    let (head, body) = connection
-        .send(request, env.config.read_timeout)
-        .await?
-        .into_parts();
+    connected: Connected,
+) -> Result<Incoming, DialError> {
+    let within = env.config.read_timeout;
+    let url = Arc::clone(&connected.url);
+    let mut headers = env.identity.request_headers(Some(peer));
+    insert_host(&mut headers, &url);
+    let request = head::request(&Method::GET, &kind.path(env.config.id), &headers);
+    let asked = timeout(within, Incoming::ask(connected, &request)).await;
+    let (head, mut incoming) = asked.unwrap_or_else(|_| Err(deadline(&url, "answer", within)))?;
     let local = env.config.server_version;
     if !DialVerdict::needs_body(head.status) {
         // Nothing is read here: a server without the version header may never end the body of its 200.
         return match DialVerdict::read(local, kind, head.status, &head.headers, &[]) {
-            DialVerdict::Accepted => Ok(Dialled { connection, body }),
+            DialVerdict::Accepted => Ok(incoming),
             refused => Err(refusal_error(refused, head.status, peer)),
         };
     }
-    let text = read_refusal(&mut connection, body, env.config.read_timeout).await?;
+    let read = timeout(within, incoming.collect(ANSWER_BYTES)).await;
+    let text = read.unwrap_or_else(|_| Err(deadline(&url, "end of the answer", within)))?;
     let refused = DialVerdict::read(local, kind, head.status, &head.headers, &text);
     Err(refusal_error(refused, head.status, peer))
-}
-
-async fn read_refusal(
-    connection: &mut Connection,
-    body: Incoming,
-    within: Duration,
-) -> Result<bytes::Bytes, ClientError> {
-    let url = connection.url().to_string();
-    match timeout(within, connection.collect(body, ANSWER_BYTES)).await {
-        Ok(read) => read,
-        Err(_) => Err(ClientError::Deadline {
-            url,
-            what: "end of the answer",
-            after: within,
-        }),
-    }
 }
 
 fn refusal_error(answer: DialVerdict, status: StatusCode, peer: MemberId) -> DialError {

@@ -33,7 +33,8 @@ use crate::{
     metrics::{LossCause, PeerMetrics, StreamInMetrics, TIMED_EVERY},
     stream::{
         Decoder,
-        dial::{DialError, Dialled, dial},
+        dial::{DialError, dial},
+        incoming::Incoming,
         source,
     },
     url_picker::UrlPicker,
@@ -90,7 +91,7 @@ impl StreamReader {
         let running = async {
             loop {
                 match dial(&self.env, self.kind, self.peer, &self.picker).await {
-                    Ok(dialled) => self.receive(dialled).await,
+                    Ok(incoming) => self.receive(incoming).await,
                     Err(error) => self.not_dialled(&error),
                 }
                 limiter.wait().await;
@@ -128,7 +129,7 @@ impl StreamReader {
         }
     }
 
-    async fn receive(&self, dialled: Dialled) {
+    async fn receive(&self, incoming: Incoming) {
         self.activity.activate();
         if let Some(held_back) = self.opened.open() {
             tracing::info!(
@@ -139,7 +140,7 @@ impl StreamReader {
                 "established TCP streaming connection with remote peer"
             );
         }
-        let lost = self.decode_loop(dialled).await;
+        let lost = self.decode_loop(incoming).await;
         self.stream_metrics.reconnects.count(lost.cause(), 1);
         if let Some(held_back) = self.closed.open() {
             tracing::warn!(
@@ -157,7 +158,7 @@ impl StreamReader {
         }
     }
 
-    async fn decode_loop(&self, mut dialled: Dialled) -> Lost {
+    async fn decode_loop(&self, mut incoming: Incoming) -> Lost {
         let read_timeout = self.env.config.read_timeout;
         let mut decoder = Decoder::new(self.kind, self.env.config.id, self.peer);
         let mut batch = Vec::with_capacity(BATCH_MESSAGES);
@@ -166,7 +167,7 @@ impl StreamReader {
         let mut timer = pin!(sleep_until(last_byte + read_timeout));
         loop {
             let piece = poll_fn(|cx| {
-                if let Poll::Ready(piece) = dialled.connection.poll_chunk(&mut dialled.body, cx) {
+                if let Poll::Ready(piece) = incoming.poll_chunk(cx) {
                     return Poll::Ready(Some(piece));
                 }
                 // Set again only when it fires, not with each piece.

@@ -11,6 +11,7 @@ pub fn seeds(root: &Path, target: &str) -> Vec<(String, Vec<u8>)> {
         "raftpb" => messages(&wire),
         "message_stream" => streams(&wire, "message-from-"),
         "msgappv2_stream" => streams(&wire, "msgapp-from-"),
+        "answer" => answers(&wire),
         "snapshot_envelope" => bodies(&wire, "snapshot-post-head-", &[7]),
         "handshake" => heads(&wire),
         "peer_port" => requests(&wire),
@@ -102,6 +103,16 @@ fn heads(dir: &Path) -> Vec<(String, Vec<u8>)> {
             Some((name, head.into_bytes()))
         })
         .collect()
+}
+
+/// Whole answers, body included; the byte before says in pieces of how many bytes to feed them.
+fn answers(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = files(dir);
+    found.retain(|(_, bytes)| bytes.starts_with(b"HTTP/1.1 "));
+    for (_, bytes) in &mut found {
+        bytes.insert(0, 7);
+    }
+    found
 }
 
 /// Whole requests, addressed to the member that the target runs.

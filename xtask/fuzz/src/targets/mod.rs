@@ -4,6 +4,7 @@
 //! says what an outsider may rely on.
 
 mod admit;
+mod answer;
 mod decoders;
 mod files;
 mod peer_port;
@@ -29,6 +30,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "msgappv2_stream",
         run: decoders::msgappv2_stream,
+    },
+    Target {
+        name: "answer",
+        run: answer::answer,
     },
     Target {
         name: "snapshot_envelope",
