@@ -68,6 +68,11 @@ impl Raw {
             .unwrap();
     }
 
+    /// Ends the connection on this side.
+    pub async fn end(&mut self) {
+        soon("an end", self.socket.shutdown()).await.unwrap();
+    }
+
     /// Reads more; false at the end of the connection, however it came.
     pub async fn fill(&mut self) -> bool {
         let mut piece = [0; 16 << 10];
