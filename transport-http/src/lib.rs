@@ -88,7 +88,8 @@
 //! # TLS
 //!
 //! [`tls`] puts TLS around both directions, by etcd's rules: give [`TransportConfig::connector`] a
-//! [`tls::TlsConnector`] and [`serve_peers`] a [`tls::TlsAcceptor`]. A connection that comes to nothing before its first
+//! [`tls::TlsConnector`] and [`serve_peers`] a [`tls::TlsAcceptor`]. They go over TCP, or over any other connector and
+//! acceptor they are given. A connection that comes to nothing before its first
 //! request is counted in `rafthttp_handshake_failures_total` by side and cause; `handshake_timeout` is its deadline.
 //!
 //! # Bounds
@@ -155,8 +156,8 @@
 //! # Networks
 //!
 //! The transport sees byte streams only. [`net::TcpConnector`] and tokio's `TcpListener` are plain TCP;
-//! [`tls`] goes around them; [`net::memory`] connects the transports of one process, for tests under a paused clock, with links that break on
-//! purpose; whatever else implements [`net::Connector`] and [`net::Acceptor`] will do. `tests/simulation` does it for
+//! [`net::memory`] connects the transports of one process, for tests under a paused clock, with links that break on
+//! purpose; [`tls`] goes around any of them; whatever else implements [`net::Connector`] and [`net::Acceptor`] will do. `tests/simulation` does it for
 //! a simulated network, where five transports run for hours of virtual time from a seed.
 //!
 //! # Examples

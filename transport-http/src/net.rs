@@ -1,7 +1,7 @@
 //! Sockets: how connections to peers are opened and accepted, and the deadline on writes.
 //!
 //! The transport sees byte streams only, through [`Connector`] and [`Acceptor`]; plain TCP is implemented here, a
-//! network in memory in [`memory`]. Invariants: every socket has TCP_NODELAY, keep-alive and, where the system has it,
+//! network in memory in [`memory`], and [`crate::tls`] goes around any of them. Invariants: every socket has TCP_NODELAY, keep-alive and, where the system has it,
 //! TCP_USER_TIMEOUT, so that a silent network never holds a connection for minutes; accepting never waits for what
 //! the other side sends.
 
@@ -51,8 +51,9 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Opens connections to peers.
 pub trait Connector: Send + Sync + 'static {
-    /// Connects to the host and port of `url`. The caller sets the deadline and may drop the future. A connection
-    /// whose peer acknowledges nothing for `user_timeout` should be closed, where the network can tell.
+    /// Connects to the host and port of `url`; one that does not secure connections refuses an https URL
+    /// ([`PeerUrl::require_plain`]). The caller sets the deadline and may drop the future. A connection whose peer
+    /// acknowledges nothing for `user_timeout` should be closed, where the network can tell.
     fn connect<'a>(
         &'a self,
         url: &'a PeerUrl,
@@ -68,6 +69,15 @@ pub trait Acceptor: Send + 'static {
         &mut self,
         user_timeout: Duration,
     ) -> impl Future<Output = io::Result<Accepted>> + Send;
+
+    /// As [`accept`](Acceptor::accept), for somebody who puts a protocol of its own around the bytes, as TLS does: an
+    /// acceptor that judges by the first bytes whether the other side speaks HTTP must not do so here.
+    fn accept_to_wrap(
+        &mut self,
+        user_timeout: Duration,
+    ) -> impl Future<Output = io::Result<Accepted>> + Send {
+        self.accept(user_timeout)
+    }
 }
 
 /// A connection that was accepted, and what is left to do before it can be used.
@@ -102,46 +112,41 @@ impl Connector for TcpConnector {
         user_timeout: Duration,
     ) -> BoxFuture<'a, io::Result<BoxIo>> {
         Box::pin(async move {
-            if url.is_https() {
-                return Err(io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    "the URL says https, but this member speaks plain TCP to its peers",
-                ));
-            }
-            let stream = self.open(url.host(), url.port(), user_timeout).await?;
+            url.require_plain()?;
+            let addresses = self.resolver.resolve(url.host()).await?;
+            let attempts = addresses
+                .iter()
+                .map(|address| TcpStream::connect((*address, url.port())));
+            // The resolver never answers without an address.
+            let none = || Err(io::ErrorKind::NotFound.into());
+            let stream = race(attempts.collect()).await.unwrap_or_else(none)?;
+            tune(&stream, user_timeout)?;
             Ok(Box::new(stream) as BoxIo)
         })
     }
 }
 
-impl TcpConnector {
-    /// A socket to whichever of the host's addresses answers first.
-    pub(crate) async fn open(
-        &self,
-        host: &str,
-        port: u16,
-        user_timeout: Duration,
-    ) -> io::Result<TcpStream> {
-        let addresses = self.resolver.resolve(host).await?;
-        let attempts = addresses
-            .iter()
-            .map(|address| TcpStream::connect((*address, port)));
-        // The resolver never answers without an address.
-        let none = || Err(io::ErrorKind::NotFound.into());
-        let stream = race(attempts.collect()).await.unwrap_or_else(none)?;
-        tune(&stream, user_timeout)?;
-        Ok(stream)
-    }
-}
-
 impl Acceptor for TcpListener {
     async fn accept(&mut self, user_timeout: Duration) -> io::Result<Accepted> {
-        let (stream, remote) = TcpListener::accept(self).await?;
-        // A peer that is gone already fails here; the connection then ends by itself.
-        let _ = tune(&stream, user_timeout);
+        let (stream, remote) = accept_tuned(self, user_timeout).await?;
         let handshake = Box::pin(begin_plain(stream, user_timeout));
         Ok(Accepted { remote, handshake })
     }
+
+    async fn accept_to_wrap(&mut self, user_timeout: Duration) -> io::Result<Accepted> {
+        let (stream, remote) = accept_tuned(self, user_timeout).await?;
+        Ok(Accepted::ready(stream, remote))
+    }
+}
+
+async fn accept_tuned(
+    listener: &TcpListener,
+    user_timeout: Duration,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, remote) = listener.accept().await?;
+    // A peer that is gone already fails here; the connection then ends by itself.
+    let _ = tune(&stream, user_timeout);
+    Ok((stream, remote))
 }
 
 /// The first byte of every TLS connection: a record of type handshake.
@@ -165,7 +170,7 @@ async fn begin_plain(stream: TcpStream, within: Duration) -> Result<BoxIo, Hands
 }
 
 /// Sets the options of a peer socket.
-pub(crate) fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
+fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(
@@ -250,6 +255,27 @@ impl PeerUrl {
     /// Whether the scheme is https.
     pub fn is_https(&self) -> bool {
         self.https
+    }
+
+    /// Fails for an https URL, as connectors do that secure nothing.
+    pub fn require_plain(&self) -> io::Result<()> {
+        if self.https {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the URL says https, but this member speaks no TLS to its peers",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The same host and port as an http URL: for what a secured connection goes over.
+    pub fn to_plain(&self) -> PeerUrl {
+        PeerUrl {
+            text: format!("http://{}", self.authority()),
+            https: false,
+            host: self.host.clone(),
+            port: self.port,
+        }
     }
 
     /// Host name or address, an IPv6 address without brackets.

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -32,7 +32,8 @@ pub const CONNECTION_BYTES: usize = 64 << 10;
 /// Connections that wait to be accepted, per listener.
 pub const BACKLOG: usize = 128;
 
-/// A network; clones are the same one. As a [`Connector`] it connects to its own listeners.
+/// A network; clones are the same one. As a [`Connector`] it connects to its own listeners, in plain text; for TLS over
+/// it see [`TlsConnector::over`](crate::tls::TlsConnector::over).
 ///
 /// ```
 /// # use std::{sync::Arc, time::Duration};
@@ -71,7 +72,11 @@ pub const BACKLOG: usize = 128;
 /// # }
 /// ```
 #[derive(Clone, Default)]
-pub struct MemoryNetwork(Arc<Shared>);
+pub struct MemoryNetwork {
+    shared: Arc<Shared>,
+    /// Where the connections opened through this clone come from.
+    local: Option<IpAddr>,
+}
 
 #[derive(Default)]
 struct Shared {
@@ -91,7 +96,7 @@ struct Fate {
 impl MemoryNetwork {
     /// Listens at an address, until the listener is dropped.
     pub fn listen(&self, address: SocketAddr) -> io::Result<MemoryListener> {
-        let mut listeners = self.0.listeners.lock();
+        let mut listeners = self.shared.listeners.lock();
         if listeners
             .get(&address)
             .is_some_and(|open| !open.is_closed())
@@ -103,9 +108,18 @@ impl MemoryNetwork {
         Ok(MemoryListener { address, waiting })
     }
 
+    /// The same network; connections that are opened through it come from `local`. Otherwise they come from the
+    /// address they go to.
+    pub fn seen_from(&self, local: IpAddr) -> MemoryNetwork {
+        MemoryNetwork {
+            local: Some(local),
+            ..self.clone()
+        }
+    }
+
     /// How many connections were opened so far.
     pub fn opened(&self) -> usize {
-        self.0.opened.load(Ordering::SeqCst)
+        self.shared.opened.load(Ordering::SeqCst)
     }
 
     /// Resets the connections that are open, at both ends. New ones work.
@@ -121,23 +135,25 @@ impl MemoryNetwork {
 
     /// Gives the connections to come another fate, and returns that of those which are open.
     fn new_fate(&self) -> Arc<Fate> {
-        std::mem::take(&mut *self.0.fate.lock())
+        std::mem::take(&mut *self.shared.fate.lock())
     }
 }
 
 impl Connector for MemoryNetwork {
     fn connect<'a>(&'a self, url: &'a PeerUrl, _: Duration) -> BoxFuture<'a, io::Result<BoxIo>> {
         Box::pin(async move {
+            url.require_plain()?;
             let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
             let address: SocketAddr = url.authority().parse().map_err(|_| refused())?;
-            let listener = self.0.listeners.lock().get(&address).cloned();
+            let listener = self.shared.listeners.lock().get(&address).cloned();
             let listener = listener.ok_or_else(refused)?;
             let (near, far) = tokio::io::duplex(CONNECTION_BYTES);
-            let fate = Arc::clone(&self.0.fate.lock());
+            let fate = Arc::clone(&self.shared.fate.lock());
             let near = MemoryIo::new(near, &fate);
-            let accepted = Accepted::ready(MemoryIo::new(far, &fate), address);
+            let from = self.local.map_or(address, |local| (local, 0).into());
+            let accepted = Accepted::ready(MemoryIo::new(far, &fate), from);
             listener.send(accepted).await.map_err(|_| refused())?;
-            self.0.opened.fetch_add(1, Ordering::SeqCst);
+            self.shared.opened.fetch_add(1, Ordering::SeqCst);
             Ok(Box::new(near) as BoxIo)
         })
     }
@@ -216,6 +232,22 @@ impl AsyncWrite for MemoryIo {
             return Poll::Ready(Ok(buf.len()));
         }
         Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        if self.is_swallowed() {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

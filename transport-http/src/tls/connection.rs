@@ -1,36 +1,39 @@
 //! The handshake itself, in both directions.
 //!
-//! ALPN stays empty: a peer port speaks HTTP/1.1 and nothing else. Invariant: a connection that leaves here has passed
+//! It goes over whatever bytes a connector or an acceptor of another kind yields, plain TCP unless something else is
+//! given. ALPN stays empty: a peer port speaks HTTP/1.1 and nothing else. Invariant: a connection that leaves here has passed
 //! every check; one that does not is counted by cause on the side where it failed.
 
-use std::{io, time::Duration};
+use std::{fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
 use rustls::{
     AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible,
     pki_types::{CertificateDer, ServerName},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::{Tls, certificate::Names, verify::unreadable};
 use crate::{
     handshake::{HandshakeCause, HandshakeError},
-    net::{Accepted, Acceptor, BoxFuture, BoxIo, Connector, PeerUrl, TcpConnector, tune},
+    net::{Accepted, Acceptor, BoxFuture, BoxIo, Connector, PeerUrl, TcpConnector},
 };
 
-/// Opens connections to peers: TLS to an https URL, plain TCP to an http one.
-#[derive(Clone, Debug)]
+/// Opens connections to peers: TLS to an https URL, nothing but what is underneath to an http one.
+#[derive(Clone)]
 pub struct TlsConnector {
-    tcp: TcpConnector,
+    inner: Arc<dyn Connector>,
     tls: Tls,
 }
 
 impl TlsConnector {
-    /// A connector with these certificates.
+    /// A connector with these certificates, over TCP.
     pub fn new(tls: Tls) -> Self {
-        TlsConnector {
-            tcp: TcpConnector::default(),
-            tls,
-        }
+        TlsConnector::over(Arc::new(TcpConnector::default()), tls)
+    }
+
+    /// A connector with these certificates, over what `inner` opens; it is given the http form of each URL.
+    pub fn over(inner: Arc<dyn Connector>, tls: Tls) -> Self {
+        TlsConnector { inner, tls }
     }
 }
 
@@ -41,11 +44,11 @@ impl Connector for TlsConnector {
         user_timeout: Duration,
     ) -> BoxFuture<'a, io::Result<BoxIo>> {
         if !url.is_https() {
-            return self.tcp.connect(url, user_timeout);
+            return self.inner.connect(url, user_timeout);
         }
         Box::pin(async move {
-            let stream = self.tcp.open(url.host(), url.port(), user_timeout).await?;
-            self.tls.connect(stream, url).await.map_err(|error| {
+            let io = self.inner.connect(&url.to_plain(), user_timeout).await?;
+            self.tls.connect(io, url).await.map_err(|error| {
                 self.tls.dial_failures().dialled(url, &error);
                 io::Error::other(error)
             })
@@ -53,35 +56,39 @@ impl Connector for TlsConnector {
     }
 }
 
-/// Accepts TLS connections of peers on a listening socket.
-#[derive(Debug)]
-pub struct TlsAcceptor {
-    listener: TcpListener,
-    tls: Tls,
-}
-
-impl TlsAcceptor {
-    /// An acceptor that shows this certificate.
-    pub fn new(listener: TcpListener, tls: Tls) -> Self {
-        TlsAcceptor { listener, tls }
+impl fmt::Debug for TlsConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TlsConnector").field(&self.tls).finish()
     }
 }
 
-impl Acceptor for TlsAcceptor {
+/// Accepts TLS connections of peers, on a listening socket or over whatever else accepts connections.
+#[derive(Debug)]
+pub struct TlsAcceptor<A = TcpListener> {
+    inner: A,
+    tls: Tls,
+}
+
+impl<A: Acceptor> TlsAcceptor<A> {
+    /// An acceptor that shows this certificate to whom `inner` accepts.
+    pub fn new(inner: A, tls: Tls) -> Self {
+        TlsAcceptor { inner, tls }
+    }
+}
+
+impl<A: Acceptor> Acceptor for TlsAcceptor<A> {
     async fn accept(&mut self, user_timeout: Duration) -> io::Result<Accepted> {
-        let (stream, remote) = self.listener.accept().await?;
-        // A peer that is gone already fails here; the handshake then ends by itself.
-        let _ = tune(&stream, user_timeout);
+        let Accepted { remote, handshake } = self.inner.accept_to_wrap(user_timeout).await?;
         let tls = self.tls.clone();
         Ok(Accepted {
             remote,
-            handshake: Box::pin(async move { tls.accept(stream, remote.ip()).await }),
+            handshake: Box::pin(async move { tls.accept(handshake.await?, remote.ip()).await }),
         })
     }
 }
 
 impl Tls {
-    async fn connect(&self, stream: TcpStream, url: &PeerUrl) -> Result<BoxIo, HandshakeError> {
+    async fn connect(&self, io: BoxIo, url: &PeerUrl) -> Result<BoxIo, HandshakeError> {
         let name = ServerName::try_from(url.host().to_owned()).map_err(|error| {
             HandshakeError::new(
                 HandshakeCause::Name,
@@ -90,7 +97,7 @@ impl Tls {
         })?;
         let config = self.current().await.client.clone();
         let stream = tokio_rustls::TlsConnector::from(config)
-            .connect(name, stream)
+            .connect(name, io)
             .await
             .map_err(|error| {
                 failure(
@@ -101,11 +108,7 @@ impl Tls {
         Ok(Box::new(stream))
     }
 
-    async fn accept(
-        &self,
-        stream: TcpStream,
-        remote: std::net::IpAddr,
-    ) -> Result<BoxIo, HandshakeError> {
+    async fn accept(&self, io: BoxIo, remote: IpAddr) -> Result<BoxIo, HandshakeError> {
         let Some(config) = self.current().await.server.clone() else {
             return Err(HandshakeError::new(
                 HandshakeCause::BadCertificate,
@@ -113,7 +116,7 @@ impl Tls {
             ));
         };
         let stream = tokio_rustls::TlsAcceptor::from(config)
-            .accept(stream)
+            .accept(io)
             .await
             .map_err(|error| {
                 failure(
@@ -131,7 +134,7 @@ impl Tls {
     async fn check_origin(
         &self,
         own: &CertificateDer<'_>,
-        remote: std::net::IpAddr,
+        remote: IpAddr,
     ) -> Result<(), HandshakeError> {
         if self.settings().skip_client_san_verification {
             return Ok(());

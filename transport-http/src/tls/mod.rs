@@ -1,7 +1,8 @@
 //! TLS between members: certificates from files that may change at any time, or one this member makes for itself.
 //!
 //! [`TlsSettings`] say what, [`Tls`] holds what the files said last, [`TlsConnector`] and [`TlsAcceptor`] put it around
-//! sockets. Each handshake looks at the files again, as etcd's does, and not at the certificate alone but at the
+//! the connections of TCP, or of any other [`Connector`](crate::net::Connector) and
+//! [`Acceptor`](crate::net::Acceptor). Each handshake looks at the files again, as etcd's does, and not at the certificate alone but at the
 //! authorities and the revocation list too; connections that exist stay. Invariant: files that cannot be used change
 //! nothing but the log, so a member that runs goes on running.
 //!
@@ -42,6 +43,7 @@ pub struct Tls(Arc<Shared>);
 
 struct Shared {
     settings: TlsSettings,
+    reloads: bool,
     loaded: Mutex<Loaded>,
     lookups: Lookups,
     dial_failures: HandshakeFailures,
@@ -65,11 +67,26 @@ impl Tls {
     /// Checks the settings and reads the files. Failed handshakes of connections this member opens are counted in
     /// `recorder`.
     pub fn load(settings: TlsSettings, recorder: &SharedRecorder) -> Result<Tls, TlsError> {
+        Tls::read(settings, recorder, true)
+    }
+
+    /// As [`load`](Tls::load), but what the files say later counts for nothing. No handshake then waits for a disk, so
+    /// one seed of a simulated network is one run.
+    pub fn load_once(settings: TlsSettings, recorder: &SharedRecorder) -> Result<Tls, TlsError> {
+        Tls::read(settings, recorder, false)
+    }
+
+    fn read(
+        settings: TlsSettings,
+        recorder: &SharedRecorder,
+        reloads: bool,
+    ) -> Result<Tls, TlsError> {
         settings.check()?;
         let contents = Contents::read(&settings)?;
         let material = Arc::new(Material::build(&settings, &contents)?);
         Ok(Tls(Arc::new(Shared {
             settings,
+            reloads,
             loaded: Mutex::new(Loaded {
                 contents,
                 material,
@@ -95,6 +112,9 @@ impl Tls {
 
     /// What the files say now, or said when they could last be used.
     async fn current(&self) -> Arc<Material> {
+        if !self.0.reloads {
+            return Arc::clone(&self.0.loaded.lock().material);
+        }
         let shared = Arc::clone(&self.0);
         // It only fails when the runtime ends, and then nothing is shaken any more.
         match tokio::task::spawn_blocking(move || shared.refresh()).await {
