@@ -30,6 +30,9 @@ pub const SLOT_BYTES_MAX: usize = 4 << 10;
 /// What [`Lane::push_all`] takes of the shared budget at once; what is left of it goes back at the end.
 const GRANT_BYTES: usize = 64 << 10;
 
+/// For how many messages a queue keeps room when it shrinks.
+const QUEUE_MESSAGES_KEPT: usize = 4;
+
 /// Where a message waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -221,6 +224,12 @@ impl<T: AsRef<Message> + AsMut<Message>> Lane<T> {
         self.control.clear();
         self.bulk.clear();
         cleared
+    }
+
+    /// Gives back what a burst needed and nothing needs now.
+    pub fn shrink(&mut self) {
+        self.control.messages.shrink_to(QUEUE_MESSAGES_KEPT);
+        self.bulk.messages.shrink_to(QUEUE_MESSAGES_KEPT);
     }
 
     /// Whether nothing waits.

@@ -12,8 +12,8 @@ use transport_core::{
 };
 
 use crate::{
-    client, config::Limits, inbox, metrics, net::HTTP_BUFFER_BYTES, pace, pipeline, prober, race,
-    resolver, serve, snapshot_body, snapshot_receiver, stream, tls,
+    client, config::Limits, inbox, incoming, metrics, net::HTTP_BUFFER_BYTES, pace, pipeline,
+    prober, race, resolver, serve, snapshot_body, snapshot_receiver, stream, tls,
 };
 
 /// One row: what waits, its bounds, its metrics, what happens when it is full.
@@ -111,8 +111,8 @@ fn in_force() -> BTreeMap<&'static str, u64> {
         ("frame::FRAME_BYTES_MAX", FRAME_BYTES_MAX as usize),
         ("inbox::BATCH_BYTES", inbox::BATCH_BYTES),
         ("stream::IDLE_BUFFER_BYTES", stream::body::IDLE_BUFFER_BYTES),
-        ("stream::READ_BYTES_MIN", stream::incoming::READ_BYTES_MIN),
-        ("stream::READ_BYTES_MAX", stream::incoming::READ_BYTES_MAX),
+        ("incoming::READ_BYTES_MIN", incoming::READ_BYTES_MIN),
+        ("incoming::READ_BYTES_MAX", incoming::READ_BYTES_MAX),
         ("http1::HEAD_BYTES_MAX", HEAD_BYTES_MAX),
         ("net::HTTP_BUFFER_BYTES", HTTP_BUFFER_BYTES),
         ("serve::REQUEST_HEAD_BYTES", serve::REQUEST_HEAD_BYTES),

@@ -78,7 +78,8 @@ impl Dialer {
         self.connect(url).await?.open().await
     }
 
-    async fn connect(&self, url: &Arc<PeerUrl>) -> Result<Connected, ClientError> {
+    /// Connects to one URL. Cancel-safe as [`connect_any`](Self::connect_any).
+    pub(crate) async fn connect(&self, url: &Arc<PeerUrl>) -> Result<Connected, ClientError> {
         let connecting = self.connector.connect(url, self.user_timeout);
         let io = match timeout(self.dial_timeout, connecting).await {
             Ok(Ok(io)) => io,

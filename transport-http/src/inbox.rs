@@ -2,8 +2,9 @@
 //!
 //! Each lane has its own task that hands messages to [`Raft::process`] one after the other, because a proposal may
 //! wait for as long as there is no leader. What raft takes without waiting, and nothing waits before it, passes by
-//! the lane ([`Raft::try_process`]): the hop to another task is what a lone message's time is made of. Invariant: a reader never waits here; what does not fit is dropped,
-//! counted by reason and logged once in a while, and a heartbeat always fits.
+//! the lane ([`Raft::try_process`]): the hop to another task is what a lone message's time is made of. Invariant: a
+//! reader never waits here; what does not fit is dropped, counted by reason and logged once in a while, and a heartbeat
+//! always fits.
 //!
 //! etcd: server/etcdserver/api/rafthttp/peer.go, `recvc` and `propc`.
 
@@ -31,6 +32,9 @@ use crate::{
 
 /// How much a worker takes at once: what arrives meanwhile and is urgent waits behind no more than this.
 pub(crate) const BATCH_BYTES: usize = 64 << 10;
+
+/// For how many messages a worker keeps room while it waits.
+const IDLE_BATCH: usize = 32;
 
 /// Both lanes of one peer.
 pub(crate) struct Inbox {
@@ -118,6 +122,8 @@ impl Intake {
                     return;
                 }
             }
+            // A batch may have been large, and the next one may be far off.
+            into.shrink_to(IDLE_BATCH);
             arrived.await;
         }
     }
@@ -208,6 +214,13 @@ impl Inbox {
                 "held-back" = held_back,
                 "dropped received Raft message"
             );
+        }
+    }
+
+    /// Nothing came for a while: gives back what a burst needed.
+    pub(crate) fn shrink(&self) {
+        for intake in [&self.receive, &self.proposals] {
+            intake.state.lock().lane.shrink();
         }
     }
 

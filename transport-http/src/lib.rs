@@ -106,10 +106,10 @@
 //! | messages being posted, one per worker | `pipeline::PIPELINE_WORKERS` = 4 | `rafthttp_queue_wait_seconds` | the rest waits in the queue |
 //! | one write of a stream | `flush_bytes` = 256 KiB, or one message | `rafthttp_flush_bytes`, `rafthttp_flushes_total` | the rest waits in the lane |
 //! | what an idle stream keeps for its next write | `stream::IDLE_BUFFER_BYTES` = 1 KiB | – | given back |
-//! | what a stream reads at once | `stream::READ_BYTES_MAX` = 256 KiB; `stream::READ_BYTES_MIN` = 2 KiB, while little comes | – | the socket waits |
-//! | head of the answer to a stream request, and lines between its chunks | `http1::HEAD_BYTES_MAX` = 16 KiB | `rafthttp_dial_failures_total`, `rafthttp_reconnects_total` | the stream ends |
+//! | what a stream or a prober reads at once | `incoming::READ_BYTES_MAX` = 256 KiB; `incoming::READ_BYTES_MIN` = 1 KiB, while little comes | – | the socket waits |
+//! | head of the answer to a stream's or a prober's request, and lines between its chunks | `http1::HEAD_BYTES_MAX` = 16 KiB | `rafthttp_dial_failures_total`, `rafthttp_reconnects_total` | the stream ends |
 //! | one frame being received | `frame::FRAME_BYTES_MAX` = 512 MiB | `rafthttp_reconnects_total` | the stream ends |
-//! | hyper's buffers, one to read and one to write per connection that is no stream | `net::HTTP_BUFFER_BYTES` = 408 KiB, and to write one piece more | – | the socket waits |
+//! | hyper's buffers, one to read and one to write per connection to the port, and per one that posts | `net::HTTP_BUFFER_BYTES` = 408 KiB, and to write one piece more | – | the socket waits |
 //! | head of a request | `serve::REQUEST_HEAD_BYTES` = 16 KiB | – | 431 |
 //! | body of a POST; of all of them | `post_body_bytes` = 512 MiB; `post_total_bytes` = 1 GiB | `etcd_network_peer_received_failures_total` | 400 |
 //! | body of an answer | `client::ANSWER_BYTES` = 64 KiB; `prober::ANSWER_BYTES` = 4 KiB | `rafthttp_dial_failures_total`, `etcd_network_peer_sent_failures_total` | the request has failed |
@@ -187,6 +187,7 @@ mod environment;
 mod error;
 mod handshake;
 mod inbox;
+mod incoming;
 mod limiter;
 mod log_gate;
 mod messages;

@@ -108,6 +108,11 @@ impl MeteredLane {
         self.metrics.dropped(reason, count);
     }
 
+    /// As [`Lane::shrink`].
+    pub(crate) fn shrink(&mut self) {
+        self.lane.shrink();
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.lane.is_empty()
     }

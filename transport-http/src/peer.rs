@@ -32,9 +32,9 @@ use crate::{
     inbox::Inbox,
     log_gate::LogGate,
     messages::Messages,
-    metrics::{PeerMetrics, Queue},
+    metrics::PeerMetrics,
     net::PeerUrl,
-    pipeline::{PIPELINE_WORKERS, Pipeline, PipelineQueue},
+    pipeline::Pipeline,
     prober::Prober,
     raft::{OutgoingSnapshot, Raft, SnapshotStatus},
     snapshot_sender::{SnapshotSender, SnapshotSlot},
@@ -81,17 +81,16 @@ impl Peer {
             ))
         };
         let picker = Arc::new(UrlPicker::new(urls.clone()));
+        let cancel = env.cancel.child_token();
         let pipeline = Arc::new(Pipeline {
             peer: id,
-            queue: PipelineQueue::new(env, metrics.queue(Queue::Pipeline)),
-            dialer: env.dialer.clone(),
-            identity: Arc::clone(&env.identity),
+            env: Arc::clone(env),
+            queue: Pipeline::queue(env, &metrics),
             picker: Arc::clone(&picker),
             activity: Some(Arc::clone(&activity)),
             follower: Some(Arc::clone(&follower)),
-            reports: Arc::clone(&env.reports),
             metrics: Arc::clone(&metrics),
-            post_timeout: env.config.limits.post_timeout,
+            cancel: cancel.clone(),
         });
         Peer {
             id,
@@ -107,7 +106,7 @@ impl Peer {
             paused: Arc::default(),
             snapshot_under_way: Arc::default(),
             dropped: LogGate::default(),
-            cancel: env.cancel.child_token(),
+            cancel,
         }
     }
 
@@ -133,9 +132,6 @@ impl Peer {
                 closed: LogGate::default(),
             };
             env.spawn(reader.run(self.cancel.clone()));
-        }
-        for _ in 0..PIPELINE_WORKERS {
-            env.spawn(Arc::clone(&self.pipeline).work(self.cancel.clone()));
         }
         let prober = Prober {
             peer: self.id,
@@ -169,7 +165,7 @@ impl Peer {
                 Channel::MsgAppV2 => &self.msgapp,
                 Channel::Message => &self.message,
                 Channel::Pipeline => {
-                    if let Err(refused) = self.pipeline.queue.push(message) {
+                    if let Err(refused) = self.pipeline.send(message) {
                         self.not_queued(channel, &refused);
                     }
                     continue;

@@ -1,22 +1,25 @@
 //! The pipeline: one POST per message, four at a time.
 //!
-//! For messages without a stream, and all there is for a remote. Each worker keeps its connection for the next
-//! message, though not for long. Invariant: a message arrives at most once, since a proposal that arrives twice is
+//! For messages without a stream, and all there is for a remote. Workers begin when there is something to send, and end
+//! when there was nothing for a while; each keeps its connection for the next message until then. Invariant: a message arrives at most once, since a proposal that arrives twice is
 //! applied twice: it is sent again only when a kept connection was over before any of it left. Whatever else fails
 //! is counted, reported to raft and not tried again.
 //!
 //! etcd: server/etcdserver/api/rafthttp/pipeline.go.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use transport_core::{
     MemberId,
-    handshake::{Identity, PostVerdict, RAFT_PATH},
+    handshake::{PostVerdict, RAFT_PATH},
     lane::{Class, DropReason, Refused},
     raftpb::{Message, MessageType, encode_message, encoded_len},
     stats::FollowerStats,
@@ -26,14 +29,13 @@ use transport_core::{
 use crate::{
     activity::Activity,
     body::{RequestBody, piece},
-    client::{ANSWER_BYTES, Connection, Dialer, Unanswered},
+    client::{ANSWER_BYTES, Connection, Unanswered},
     environment::Environment,
     error::{ClientError, CriticalError},
     metered_lane::MeteredLane,
-    metrics::{PeerMetrics, QueueMetrics},
+    metrics::{PeerMetrics, Queue, QueueMetrics},
     net::PeerUrl,
     raft::SnapshotStatus,
-    reports::Reports,
     requests::request,
     url_picker::UrlPicker,
 };
@@ -84,33 +86,68 @@ pub(crate) fn excerpt(body: &[u8]) -> String {
 
 /// The queue in front of the workers: a lane that is also bounded in number.
 pub(crate) struct PipelineQueue {
-    lane: Mutex<MeteredLane>,
+    state: Mutex<State>,
     arrived: Notify,
 }
 
+struct State {
+    lane: MeteredLane,
+    workers: usize,
+    /// How many of them wait for a message.
+    idle: usize,
+}
+
+/// A worker that waits for a message.
+struct Waiting<'a>(&'a PipelineQueue);
+
+impl<'a> Waiting<'a> {
+    fn new(queue: &'a PipelineQueue) -> Self {
+        queue.state.lock().idle += 1;
+        Waiting(queue)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().idle -= 1;
+    }
+}
+
 impl PipelineQueue {
-    pub(crate) fn new(env: &Environment, metrics: QueueMetrics) -> Self {
+    fn new(env: &Environment, metrics: QueueMetrics) -> Self {
         let config = &env.config;
         let lane = MeteredLane::new(config.limits.pipeline, config.budget.clone(), metrics);
+        let (workers, idle) = (0, 0);
         PipelineQueue {
-            lane: Mutex::new(lane),
+            state: Mutex::new(State {
+                lane,
+                workers,
+                idle,
+            }),
             arrived: Notify::new(),
         }
     }
 
     /// Queues a message, or hands it back with the reason when the queue is full or nobody empties it any more.
+    /// `start_worker` is called if there are fewer workers than may be and none is idle; not after a stop.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
-    pub(crate) fn push(&self, message: Message) -> Result<(), Refused> {
-        let mut lane = self.lane.lock();
+    fn push(&self, message: Message, start_worker: impl FnOnce()) -> Result<(), Refused> {
+        let mut state = self.state.lock();
         let is_heartbeat = matches!(
             Class::of(&message),
             Class::Heartbeat | Class::HeartbeatResponse
         );
-        if lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
-            return Err(lane.refuse(message, DropReason::BulkFull));
+        if state.lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
+            return Err(state.lane.refuse(message, DropReason::BulkFull));
         }
-        lane.push(message)?;
-        drop(lane);
+        state.lane.push(message)?;
+        if state.lane.len() > state.idle && state.workers < PIPELINE_WORKERS {
+            state.workers += 1;
+            // Before the lock goes: a stop that comes now finds the task.
+            start_worker();
+            return Ok(());
+        }
+        drop(state);
         // The worker that became idle last has the freshest connection.
         self.arrived.notify_last();
         Ok(())
@@ -118,6 +155,7 @@ impl PipelineQueue {
 
     /// Waits for the next message; a heartbeat and its response come together.
     async fn pop(&self, into: &mut Vec<Message>) {
+        let _waiting = Waiting::new(self);
         loop {
             let arrived = self.arrived.notified();
             if self.try_pop(into) {
@@ -128,48 +166,56 @@ impl PipelineQueue {
     }
 
     fn try_pop(&self, into: &mut Vec<Message>) -> bool {
-        let mut lane = self.lane.lock();
-        if lane.is_empty() {
+        let mut state = self.state.lock();
+        if state.lane.is_empty() {
             return false;
         }
-        lane.drain(1, into);
-        if !lane.is_empty() {
+        state.lane.drain(1, into);
+        if !state.lane.is_empty() {
             // Wake-ups that find no waiter merge into one: pass it on.
             self.arrived.notify_last();
         }
         true
     }
 
+    /// Whether a worker may end: not while something waits.
+    fn leave(&self) -> bool {
+        let mut state = self.state.lock();
+        let leaves = state.lane.is_empty();
+        if leaves {
+            state.workers -= 1;
+        }
+        leaves
+    }
+
     /// Drops what waits.
     pub(crate) fn clear(&self, reason: DropReason) {
-        self.lane.lock().clear(reason);
+        self.state.lock().lane.clear(reason);
     }
 
     /// Drops what waits and refuses what comes.
     pub(crate) fn stop(&self) {
-        self.lane.lock().stop();
+        self.state.lock().lane.stop();
     }
 
     /// Counts messages that did not come through.
     pub(crate) fn dropped(&self, reason: DropReason, count: usize) {
-        self.lane.lock().dropped(reason, count);
+        self.state.lock().lane.dropped(reason, count);
     }
 }
 
 /// What the workers of one peer or remote share.
 pub(crate) struct Pipeline {
     pub(crate) peer: MemberId,
+    pub(crate) env: Arc<Environment>,
     pub(crate) queue: PipelineQueue,
-    pub(crate) dialer: Dialer,
-    pub(crate) identity: Arc<Identity>,
     pub(crate) picker: Arc<UrlPicker>,
     /// None for a remote: it has no status.
     pub(crate) activity: Option<Arc<Activity>>,
     /// None for a remote.
     pub(crate) follower: Option<Arc<Mutex<FollowerStats>>>,
-    pub(crate) reports: Arc<dyn Reports>,
     pub(crate) metrics: Arc<PeerMetrics>,
-    pub(crate) post_timeout: Duration,
+    pub(crate) cancel: CancellationToken,
 }
 
 /// A worker's connection, between two messages.
@@ -191,8 +237,20 @@ impl Drop for Popped<'_> {
 }
 
 impl Pipeline {
-    /// One worker; runs until cancelled.
-    pub(crate) async fn work(self: Arc<Self>, cancel: CancellationToken) {
+    /// A queue for [`Pipeline::queue`].
+    pub(crate) fn queue(env: &Environment, metrics: &PeerMetrics) -> PipelineQueue {
+        PipelineQueue::new(env, metrics.queue(Queue::Pipeline))
+    }
+
+    /// Queues a message, or hands it back with the reason.
+    #[allow(clippy::result_large_err)] // the message goes back by move, as it came
+    pub(crate) fn send(self: &Arc<Self>, message: Message) -> Result<(), Refused> {
+        let start_worker = || self.env.spawn(Arc::clone(self).work());
+        self.queue.push(message, start_worker)
+    }
+
+    /// One worker; runs until cancelled, or until nothing comes for a while.
+    async fn work(self: Arc<Self>) {
         let mut kept = None;
         let mut popped = Popped {
             messages: Vec::new(),
@@ -200,8 +258,7 @@ impl Pipeline {
             sending: false,
         };
         let working = async {
-            loop {
-                self.wait(&mut kept, &mut popped.messages).await;
+            while self.wait(&mut kept, &mut popped.messages).await {
                 while !popped.messages.is_empty() {
                     let message = popped.messages.remove(0);
                     popped.sending = true;
@@ -212,27 +269,33 @@ impl Pipeline {
         };
         tokio::select! {
             biased;
-            () = cancel.cancelled() => {}
+            () = self.cancel.cancelled() => {}
             () = working => {}
         }
     }
 
-    /// Waits for work. Meanwhile the connection is given up when the server closes it, or when it is about to.
-    async fn wait(&self, kept: &mut Kept, into: &mut Vec<Message>) {
-        let Some(mut connection) = kept.take() else {
-            return self.queue.pop(into).await;
-        };
-        tokio::select! {
-            biased;
-            () = connection.until_closed() => {}
-            () = tokio::time::sleep(KEEP_IDLE) => {}
-            () = self.queue.pop(into) => {
-                *kept = Some(connection);
-                return;
+    /// Waits for work; false if none comes for [`KEEP_IDLE`] and the worker is to end. Meanwhile the connection is
+    /// given up when the server closes it.
+    async fn wait(&self, kept: &mut Kept, into: &mut Vec<Message>) -> bool {
+        let mut popping = pin!(self.queue.pop(into));
+        let closed = async {
+            match kept {
+                Some(connection) => connection.until_closed().await,
+                None => pending().await,
             }
+        };
+        let idle = sleep(KEEP_IDLE);
+        let is_closed = tokio::select! {
+            biased;
+            () = popping.as_mut() => return true,
+            () = closed => true,
+            () = idle => false,
+        };
+        *kept = None;
+        if is_closed && timeout(KEEP_IDLE, popping).await.is_ok() {
+            return true;
         }
-        drop(connection);
-        self.queue.pop(into).await;
+        !self.queue.leave()
     }
 
     async fn post_and_report(&self, kept: &mut Kept, message: Message) {
@@ -252,7 +315,8 @@ impl Pipeline {
                     follower.lock().succeed(begun.elapsed());
                 }
                 if kind == Some(MessageType::Snapshot) {
-                    self.reports
+                    self.env
+                        .reports
                         .report_snapshot(self.peer, SnapshotStatus::Finish);
                 }
                 self.metrics.sent_bytes.increment(bytes as u64);
@@ -260,7 +324,8 @@ impl Pipeline {
             Err(error) => {
                 *kept = None;
                 if matches!(error, PostError::Removed) {
-                    self.reports
+                    self.env
+                        .reports
                         .critical(CriticalError::Removed { by: self.peer });
                 }
                 if let Some(activity) = &self.activity {
@@ -269,9 +334,10 @@ impl Pipeline {
                 if let Some(follower) = self.follower.as_ref().filter(|_| is_append) {
                     follower.lock().fail();
                 }
-                self.reports.report_unreachable(self.peer);
+                self.env.reports.report_unreachable(self.peer);
                 if kind == Some(MessageType::Snapshot) {
-                    self.reports
+                    self.env
+                        .reports
                         .report_snapshot(self.peer, SnapshotStatus::Failure);
                 }
                 self.metrics.sent_failures.increment(1);
@@ -293,7 +359,7 @@ impl Pipeline {
                 outcome => return self.judge(&url, outcome),
             }
         }
-        let connection = match self.dialer.open_any(&self.picker).await {
+        let connection = match self.env.dialer.open_any(&self.picker).await {
             Ok(connection) => connection,
             Err(error) => return self.judge(&url, Err(error.into())),
         };
@@ -311,7 +377,7 @@ impl Pipeline {
     ) -> Result<Response<Bytes>, Unanswered> {
         let request = self.request(connection.url(), body);
         let answer = connection
-            .exchange(request, self.post_timeout, ANSWER_BYTES)
+            .exchange(request, self.env.config.limits.post_timeout, ANSWER_BYTES)
             .await?;
         *kept = Some(connection);
         Ok(answer)
@@ -335,7 +401,7 @@ impl Pipeline {
 
     fn request(&self, url: &PeerUrl, body: Bytes) -> Request<RequestBody> {
         let mut request = request(
-            &self.identity,
+            &self.env.identity,
             Method::POST,
             url,
             RAFT_PATH,

@@ -6,17 +6,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, StatusCode};
 use metrics::Histogram;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use transport_core::{MemberId, handshake::PROBING_PATH};
+use transport_core::{MemberId, handshake::PROBING_PATH, http1::head};
 
 use crate::{
-    body::nothing,
-    client::{Connection, Dialer},
+    client::{Dialer, deadline},
     error::ClientError,
+    incoming::Incoming,
     net::PeerUrl,
     requests::insert_host,
     url_picker::UrlPicker,
@@ -99,7 +99,7 @@ impl Prober {
     pub(crate) async fn run(self, cancel: CancellationToken) {
         let probing = async {
             let mut measured: [Measured; ROUND_TRIPPERS.len()] = Default::default();
-            let mut connection = None;
+            let mut kept = None;
             let mut probes = interval(PROBE_INTERVAL);
             probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut report_at = Instant::now() + REPORT_UNHEALTHY;
@@ -115,7 +115,7 @@ impl Prober {
                         report_at = Instant::now() + if healthy { REPORT_HEALTHY } else { REPORT_UNHEALTHY };
                     }
                     _ = probes.tick() => for measured in &mut measured {
-                        self.probe(&mut connection, measured).await;
+                        self.probe(&mut kept, measured).await;
                     },
                 }
             }
@@ -127,10 +127,10 @@ impl Prober {
         }
     }
 
-    async fn probe(&self, connection: &mut Option<Connection>, measured: &mut Measured) {
+    async fn probe(&self, kept: &mut Option<Incoming>, measured: &mut Measured) {
         let url = self.picker.pick();
-        connection.take_if(|kept| **kept.url() != *url);
-        match self.exchange(connection, &url).await {
+        kept.take_if(|kept| **kept.url() != *url);
+        match self.exchange(kept, &url).await {
             Ok((now, took)) => {
                 let smoothed = measured
                     .round_trip
@@ -143,38 +143,41 @@ impl Prober {
             }
             Err(error) => measured.error = Some(error),
         }
-        *connection = None;
+        *kept = None;
         self.picker.unreachable(&url);
     }
 
     async fn exchange(
         &self,
-        connection: &mut Option<Connection>,
+        kept: &mut Option<Incoming>,
         url: &Arc<PeerUrl>,
     ) -> Result<(jiff::Timestamp, Duration), ProbeError> {
-        let kept = match connection.take() {
-            Some(mut kept) => kept.is_open().await.then_some(kept),
+        let usable = match kept.take() {
+            Some(mut old) => old.is_open().await.then_some(old),
             None => None,
         };
-        let open = match kept {
+        let open = match usable {
             Some(open) => open,
-            None => self.dialer.open(url).await?,
+            None => Incoming::new(self.dialer.connect(url).await?),
         };
-        let connection = connection.insert(open);
-        let mut request = Request::new(nothing());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = Uri::from_static(PROBING_PATH);
-        insert_host(request.headers_mut(), url);
+        let connection = kept.insert(open);
+        let mut headers = HeaderMap::new();
+        insert_host(&mut headers, url);
+        let request = head::request(&Method::GET, PROBING_PATH, &headers);
         let begun = Instant::now();
-        let answer = connection
-            .exchange(request, self.answer_timeout, ANSWER_BYTES)
-            .await
-            .map_err(|failed| failed.error)?;
+        let exchange = async {
+            let head = connection.ask(&request).await?;
+            let body = connection.collect(ANSWER_BYTES).await?;
+            Ok((head.status, body))
+        };
+        let within = self.answer_timeout;
+        let answered = timeout(within, exchange).await;
+        let (status, body) = answered.unwrap_or_else(|_| Err(deadline(url, "answer", within)))?;
         let took = begun.elapsed();
-        if answer.status() != StatusCode::OK {
-            return Err(ProbeError::Status(answer.status()));
+        if status != StatusCode::OK {
+            return Err(ProbeError::Status(status));
         }
-        let health: Health = serde_json::from_slice(answer.body())?;
+        let health: Health = serde_json::from_slice(&body)?;
         if !health.ok {
             return Err(ProbeError::NotOk);
         }

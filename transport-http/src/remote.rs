@@ -20,12 +20,8 @@ use transport_core::{
 };
 
 use crate::{
-    environment::Environment,
-    log_gate::LogGate,
-    metrics::{PeerMetrics, Queue},
-    net::PeerUrl,
-    pipeline::{PIPELINE_WORKERS, Pipeline, PipelineQueue},
-    url_picker::UrlPicker,
+    environment::Environment, log_gate::LogGate, metrics::PeerMetrics, net::PeerUrl,
+    pipeline::Pipeline, url_picker::UrlPicker,
 };
 
 pub(crate) struct Remote {
@@ -42,25 +38,28 @@ pub(crate) struct Remote {
 
 impl Remote {
     /// A remote whose tasks have not begun.
-    pub(crate) fn new(env: &Environment, id: MemberId, urls: Vec<PeerUrl>, pinned: bool) -> Remote {
+    pub(crate) fn new(
+        env: &Arc<Environment>,
+        id: MemberId,
+        urls: Vec<PeerUrl>,
+        pinned: bool,
+    ) -> Remote {
         let metrics = if pinned {
             env.metrics.peer(id)
         } else {
             env.metrics.introduced(id)
         };
         let metrics = Arc::new(metrics);
-        let queue = PipelineQueue::new(env, metrics.queue(Queue::Pipeline));
+        let cancel = env.cancel.child_token();
         let pipeline = Arc::new(Pipeline {
             peer: id,
-            queue,
-            dialer: env.dialer.clone(),
-            identity: Arc::clone(&env.identity),
+            env: Arc::clone(env),
+            queue: Pipeline::queue(env, &metrics),
             picker: Arc::new(UrlPicker::new(urls)),
             activity: None,
             follower: None,
-            reports: Arc::clone(&env.reports),
             metrics: Arc::clone(&metrics),
-            post_timeout: env.config.limits.post_timeout,
+            cancel: cancel.clone(),
         });
         Remote {
             id,
@@ -70,17 +69,14 @@ impl Remote {
             paused: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
             full: LogGate::default(),
-            cancel: env.cancel.child_token(),
+            cancel,
         }
     }
 
-    /// Begins to send.
-    pub(crate) fn start(&self, env: &Environment) {
-        for _ in 0..PIPELINE_WORKERS {
-            env.spawn(Arc::clone(&self.pipeline).work(self.cancel.clone()));
-        }
+    /// Tells that it is there.
+    pub(crate) fn announce(&self) {
         tracing::info!(
-            "local-member-id" = %env.config.id,
+            "local-member-id" = %self.pipeline.env.config.id,
             "remote-peer-id" = %self.id,
             "started remote peer pipeline"
         );
@@ -93,7 +89,7 @@ impl Remote {
             return;
         }
         *self.used.lock() = Instant::now();
-        if let Err(Refused { message, reason }) = self.pipeline.queue.push(message) {
+        if let Err(Refused { message, reason }) = self.pipeline.send(message) {
             self.metrics.sent_failures.increment(1);
             if let Some(held_back) = self.full.open() {
                 tracing::warn!(

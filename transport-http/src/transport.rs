@@ -401,7 +401,7 @@ impl<R: Raft> Transport<R> {
         });
         ended.iter().for_each(|remote| remote.stop());
         match fits {
-            Some(true) => remote.start(&self.0.env),
+            Some(true) => remote.announce(),
             Some(false) => self.refuse_remote(id),
             None => {}
         }

@@ -215,32 +215,63 @@ async fn remotes_end_when_they_expire_or_their_member_is_removed() {
     let net = MemoryNetwork::default();
     let a = member(&net, 1);
     let urls = "http://127.0.0.1:9";
-    // Four workers each, and one task more for the whole transport.
-    let tasks = || {
-        let metrics = tokio::runtime::Handle::current().metrics();
-        metrics.num_alive_tasks()
-    };
-    let before = tasks();
     introduce(&net, 5, urls).await;
     introduce(&net, 6, urls).await;
-    a.transport
-        .add_remote(MemberId(7), &[urls.to_owned()])
-        .unwrap();
-    a.transport
-        .add_remote(MemberId(8), &[urls.to_owned()])
-        .unwrap();
+    for pinned in [7, 8] {
+        let urls = [urls.to_owned()];
+        a.transport.add_remote(MemberId(pinned), &urls).unwrap();
+    }
+    let unknown = "rafthttp_dropped_messages_total{Remote=unknown,queue=none,reason=unknown_peer}";
+    let known = |id| {
+        let before = a.recorder.value(unknown);
+        a.transport
+            .send(vec![message(MessageType::AppendResponse, 1, id)]);
+        a.recorder.value(unknown) == before
+    };
     sleep(Duration::from_secs(10)).await;
-    assert_eq!(tasks() - before, 16);
+    assert_eq!([5, 7, 8].map(known), [true; 3]);
     a.raft
         .removed
         .lock()
         .unwrap()
         .extend([MemberId(5), MemberId(7)]);
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(tasks() - before, 8, "5 and 7 were removed");
+    assert_eq!([5, 7, 8].map(known), [false, false, true]);
     sleep(Duration::from_secs(700)).await;
-    assert_eq!(tasks() - before, 4, "6 got nothing for ten minutes");
+    assert_eq!(
+        [6, 8].map(known),
+        [false, true],
+        "6 got nothing for ten minutes"
+    );
     a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pipeline_workers_come_with_messages_and_go_without() {
+    let net = MemoryNetwork::default();
+    let (a, b) = (member(&net, 1), member(&net, 2));
+    let urls = b.urls();
+    a.transport.add_remote(b.id, &urls).unwrap();
+    let tasks = || {
+        let metrics = tokio::runtime::Handle::current().metrics();
+        metrics.num_alive_tasks()
+    };
+    let idle = tasks();
+    let posts = |count| vec![message(MessageType::AppendResponse, 1, 2); count];
+    a.transport.send(posts(1));
+    assert_eq!(tasks() - idle, 1);
+    a.transport.send(posts(9));
+    assert_eq!(tasks() - idle, 4, "four at a time");
+    sleep(Duration::from_secs(1)).await;
+    assert!(
+        tasks() - idle >= 4,
+        "they wait for more, and so does the other side"
+    );
+    assert_eq!(net.opened(), 4);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(tasks(), idle);
+    a.stop().await;
+    b.stop().await;
 }
 
 /// Posts an empty message from `from` to member 1, and says where it lives.

@@ -124,10 +124,16 @@ impl BodyReader {
         }
     }
 
+    /// Whether the body has ended, and something else may follow on its connection.
+    pub fn is_over(&self) -> bool {
+        matches!(self.expect, Expect::End | Expect::Exactly(0))
+    }
+
     /// Whether the connection may end here.
     pub fn finish(&self) -> Result<(), HttpError> {
         match self.expect {
-            Expect::End | Expect::UntilClose | Expect::Exactly(0) => Ok(()),
+            Expect::UntilClose => Ok(()),
+            _ if self.is_over() => Ok(()),
             _ => Err(HttpError::Truncated),
         }
     }
@@ -248,14 +254,15 @@ mod tests {
     fn bodies_of_a_length_and_until_the_end() {
         let mut reader = BodyReader::new(BodyLength::Exactly(3));
         assert_eq!(reader.finish(), Err(HttpError::Truncated));
+        assert!(!reader.is_over());
         let mut buffer = BytesMut::from("abcdef");
         assert_eq!(reader.next(&mut buffer), Ok(Next::Data("abc".into())));
         assert_eq!(reader.next(&mut buffer), Ok(Next::End));
-        assert_eq!(reader.finish(), Ok(()));
+        assert_eq!((reader.finish(), reader.is_over()), (Ok(()), true));
         let mut reader = BodyReader::new(BodyLength::UntilClose);
         assert_eq!(reader.next(&mut buffer), Ok(Next::Data("def".into())));
         assert_eq!(reader.next(&mut buffer), Ok(Next::More));
-        assert_eq!(reader.finish(), Ok(()));
+        assert_eq!((reader.finish(), reader.is_over()), (Ok(()), false));
     }
 
     proptest! {

@@ -268,3 +268,19 @@ fn every_known_kind_has_a_class() {
         assert_eq!(Class::of(&message), class, "{number}");
     }
 }
+
+#[test]
+fn a_lane_that_shrinks_keeps_what_waits_and_little_more() {
+    let mut lane = Lane::new(Budget::default(), None);
+    for index in 0..1000 {
+        lane.push(message(MessageType::Append, index)).unwrap();
+    }
+    let mut drained = Vec::new();
+    lane.drain(1, &mut drained);
+    lane.shrink();
+    assert!(lane.bulk.messages.capacity() >= 999);
+    lane.drain(usize::MAX, &mut drained);
+    lane.shrink();
+    assert!(lane.bulk.messages.capacity() <= 2 * QUEUE_MESSAGES_KEPT);
+    assert_eq!((drained.len(), lane.bytes()), (1000, 0));
+}

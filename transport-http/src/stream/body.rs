@@ -33,7 +33,7 @@ use crate::{
 
 /// What an idle connection may keep for its next frame.
 pub(crate) const IDLE_BUFFER_BYTES: usize = 1 << 10;
-const IDLE_BATCH: usize = 16;
+const IDLE_BATCH: usize = 4;
 
 pub(crate) struct StreamBody {
     writer: Arc<StreamWriter>,
@@ -136,6 +136,7 @@ impl StreamBody {
         if self.buffer.capacity() > IDLE_BUFFER_BYTES {
             self.buffer = BytesMut::new();
         }
+        self.writer.shrink();
         match self
             .encoder
             .encode(&Message::link_heartbeat(), &mut self.buffer)

@@ -19,9 +19,9 @@ use crate::{
     client::{ANSWER_BYTES, Connected, deadline},
     environment::Environment,
     error::ClientError,
+    incoming::Incoming,
     metrics::DialCause,
     requests::insert_host,
-    stream::incoming::Incoming,
     url_picker::UrlPicker,
 };
 
@@ -101,8 +101,9 @@ async fn ask(
     let mut headers = env.identity.request_headers(Some(peer));
     insert_host(&mut headers, &url);
     let request = head::request(&Method::GET, &kind.path(env.config.id), &headers);
-    let asked = timeout(within, Incoming::ask(connected, &request)).await;
-    let (head, mut incoming) = asked.unwrap_or_else(|_| Err(deadline(&url, "answer", within)))?;
+    let mut incoming = Incoming::new(connected);
+    let asked = timeout(within, incoming.ask(&request)).await;
+    let head = asked.unwrap_or_else(|_| Err(deadline(&url, "answer", within)))?;
     let local = env.config.server_version;
     if !DialVerdict::needs_body(head.status) {
         // Nothing is read here: a server without the version header may never end the body of its 200.

@@ -28,13 +28,13 @@ use crate::{
     environment::Environment,
     error::{ClientError, CriticalError},
     inbox::Inbox,
+    incoming::Incoming,
     limiter::DialLimiter,
     log_gate::LogGate,
     metrics::{LossCause, PeerMetrics, StreamInMetrics, TIMED_EVERY},
     stream::{
         Decoder,
         dial::{DialError, dial},
-        incoming::Incoming,
         source,
     },
     url_picker::UrlPicker,
@@ -42,6 +42,9 @@ use crate::{
 
 /// How many messages go to the inbox at once at most.
 const BATCH_MESSAGES: usize = 32;
+
+/// For how many messages an idle stream keeps room.
+const IDLE_BATCH: usize = 4;
 
 /// Why an open stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +164,7 @@ impl StreamReader {
     async fn decode_loop(&self, mut incoming: Incoming) -> Lost {
         let read_timeout = self.env.config.read_timeout;
         let mut decoder = Decoder::new(self.kind, self.env.config.id, self.peer);
-        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
+        let mut batch = Vec::new();
         let mut last_byte = Instant::now();
         let mut pieces = 0_u32;
         let mut timer = pin!(sleep_until(last_byte + read_timeout));
@@ -231,6 +234,10 @@ impl StreamReader {
         self.inbox.push_all(batch, &self.activity);
         if received > 0 {
             self.metrics.received_bytes.increment(received);
+        } else {
+            // Nothing but heartbeats: gives back what a burst needed.
+            batch.shrink_to(IDLE_BATCH);
+            self.inbox.shrink();
         }
         if heartbeats > 0 {
             let counted = &self.env.metrics.received_heartbeat_bytes;

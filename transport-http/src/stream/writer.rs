@@ -122,7 +122,6 @@ impl StreamWriter {
     /// Queues messages. A task that must be woken for them is added to `wakers`, so that a batch wakes it once and it
     /// finds the whole batch. Gives back what the lane has no room for.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
-    #[allow(clippy::result_large_err)] // the message goes back by move, as it came
     pub(crate) fn push_all(
         &self,
         first: Message,
@@ -228,6 +227,11 @@ impl StreamWriter {
         if was_attached {
             self.log_closed(&"stopped");
         }
+    }
+
+    /// Nothing was sent for a while: gives back what a burst needed.
+    pub(crate) fn shrink(&self) {
+        self.state.lock().lane.shrink();
     }
 
     /// Pause between link heartbeats.

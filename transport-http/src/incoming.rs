@@ -1,10 +1,11 @@
-//! The dialler's end of a stream: one request, one answer, and a body read straight from the socket.
+//! The dialler's end of a connection: requests without a body, and answers read straight from the socket.
 //!
-//! No HTTP library stands between the socket and the decoder, because its buffers alone would cost more than an idle
-//! peer may take. Invariant: what is read ahead is bounded, small while little comes and larger while much does; the
-//! pieces handed out are slices of what was read.
+//! For streams and probes: no HTTP library stands between the socket and its reader, because its buffers alone would
+//! cost more than an idle peer may take. Invariant: what is read ahead is bounded, small while little comes and larger
+//! while much does; the pieces handed out are slices of what was read.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::Arc,
@@ -27,51 +28,62 @@ use crate::{
 };
 
 /// Room for a read while little comes.
-pub(crate) const READ_BYTES_MIN: usize = 2 << 10;
+pub(crate) const READ_BYTES_MIN: usize = 1 << 10;
 /// Room for a read while much comes.
 pub(crate) const READ_BYTES_MAX: usize = 256 << 10;
 /// So many small reads in a row halve the room.
 const SMALL_READS: u8 = 4;
 
-/// A connection whose answer is, or will be, read from here.
+/// A connection on which one request after the other is answered.
 pub(crate) struct Incoming {
     url: Arc<PeerUrl>,
     io: WriteDeadline,
     buffer: BytesMut,
     room: Room,
+    /// Of the answer that is being read, or was read last.
     body: BodyReader,
 }
 
 impl Incoming {
-    /// Sends a request of these bytes and reads the head of its answer. The caller sets the deadline.
-    pub(crate) async fn ask(
-        connected: Connected,
-        request: &[u8],
-    ) -> Result<(ResponseHead, Incoming), ClientError> {
-        let Connected { url, mut io } = connected;
-        let sent = async {
-            io.write_all(request).await?;
-            io.flush().await
-        };
-        sent.await.map_err(|source| broken(&url, source))?;
-        let mut incoming = Incoming {
-            url,
-            io,
+    pub(crate) fn new(connected: Connected) -> Incoming {
+        Incoming {
+            url: connected.url,
+            io: connected.io,
             buffer: BytesMut::new(),
             room: Room::default(),
-            body: BodyReader::new(BodyLength::UntilClose),
+            body: BodyReader::new(BodyLength::Exactly(0)),
+        }
+    }
+
+    /// Whom it leads to.
+    pub(crate) fn url(&self) -> &Arc<PeerUrl> {
+        &self.url
+    }
+
+    /// Sends a request of these bytes and reads the head of its answer. The caller sets the deadline.
+    pub(crate) async fn ask(&mut self, request: &[u8]) -> Result<ResponseHead, ClientError> {
+        let sent = async {
+            self.io.write_all(request).await?;
+            self.io.flush().await
         };
+        sent.await.map_err(|source| broken(&self.url, source))?;
         loop {
-            let read = std::future::poll_fn(|cx| incoming.poll_read(cx)).await;
-            if read.map_err(|source| broken(&incoming.url, source))? == 0 {
-                return Err(incoming.protocol(HttpError::Truncated));
+            let read = poll_fn(|cx| self.poll_read(cx)).await;
+            if read.map_err(|source| broken(&self.url, source))? == 0 {
+                return Err(self.protocol(HttpError::Truncated));
             }
-            let head = ResponseHead::take(&mut incoming.buffer);
-            if let Some(head) = head.map_err(|source| incoming.protocol(source))? {
-                incoming.body = BodyReader::new(head.length);
-                return Ok((head, incoming));
+            let head = ResponseHead::take(&mut self.buffer);
+            if let Some(head) = head.map_err(|source| self.protocol(source))? {
+                self.body = BodyReader::new(head.length);
+                return Ok(head);
             }
         }
+    }
+
+    /// Whether another request may follow: the answer before has ended, and the other side has not closed.
+    pub(crate) async fn is_open(&mut self) -> bool {
+        let is_silent = poll_fn(|cx| Poll::Ready(self.poll_read(cx).is_pending())).await;
+        is_silent && self.buffer.is_empty() && self.body.is_over()
     }
 
     /// The next piece of the body, `None` at its end.
@@ -100,7 +112,7 @@ impl Incoming {
     /// Reads the body to its end, or to an error beyond `limit` bytes.
     pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, ClientError> {
         let mut whole = BytesMut::new();
-        while let Some(chunk) = std::future::poll_fn(|cx| self.poll_chunk(cx)).await {
+        while let Some(chunk) = poll_fn(|cx| self.poll_chunk(cx)).await {
             let chunk = chunk?;
             if chunk.len() > limit - whole.len() {
                 return Err(ClientError::TooLong {
