@@ -31,7 +31,8 @@
 //! 1. [`route::pick`] names its channel: the append stream, the message stream, or a POST of its own.
 //! 2. [`lane::Lane`] holds it until that channel can write, within a budget in bytes.
 //! 3. The channel's encoder ([`frame::msgappv2`], [`frame::message`]; a POST is
-//!    [`raftpb::encode_message`] alone) appends it to the buffer that is written next.
+//!    [`raftpb::encode_message`] alone) appends it to what is written next: a buffer, or a [`raftpb::Output`], into
+//!    which no payload of 4 KiB or more is copied.
 //! 4. The other member had asked for the stream with headers that [`handshake::check_stream`] judges, and had read
 //!    the answer with [`handshake::DialVerdict`].
 //! 5. Its decoder is fed what the socket gives and yields whole messages, entries as slices of what was read.

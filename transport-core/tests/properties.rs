@@ -82,7 +82,55 @@ fn read_appends(body: &Bytes, sizes: &[usize]) -> Result<Vec<Message>, FrameErro
     })
 }
 
+/// Whether a piece is the memory of a payload.
+fn is(piece: &Bytes, payload: &Bytes) -> bool {
+    piece.as_ptr() == payload.as_ptr() && piece.len() == payload.len()
+}
+
+/// The pieces of `output` one behind the other, and how many of them are one of `payloads`.
+fn joined(mut output: Output, payloads: &[&Bytes]) -> (Vec<u8>, usize) {
+    let (mut bytes, mut kept) = (Vec::new(), 0);
+    let length = output.len();
+    while let Some(piece) = output.pop() {
+        kept += usize::from(payloads.iter().any(|payload| is(&piece, payload)));
+        bytes.extend_from_slice(&piece);
+    }
+    assert!(output.is_empty());
+    assert_eq!(bytes.len(), length);
+    (bytes, kept)
+}
+
 proptest! {
+    #[test]
+    fn an_output_holds_the_bytes_of_a_buffer_and_copies_no_large_payload(
+        messages in vec(message(), 0..8),
+        appends in appends(),
+    ) {
+        let (mut buffer, mut output) = (BytesMut::new(), Output::new());
+        let mut encoder = message::Encoder::new();
+        for message in &messages {
+            encoder.encode(message, &mut buffer).unwrap();
+            encoder.encode(message, &mut output).unwrap();
+        }
+        let (mut whole, mut pieces) = (msgappv2::Encoder::new(), msgappv2::Encoder::new());
+        for append in &appends {
+            whole.encode(append, &mut buffer).unwrap();
+            pieces.encode(append, &mut output).unwrap();
+        }
+        let all = || messages.iter().chain(&appends);
+        let entries = all().flat_map(|m| &m.entries).map(|e| &e.data);
+        let snapshots = all().filter_map(|m| m.snapshot.as_ref()).map(|s| &s.data);
+        let contexts = all().map(|m| &m.context);
+        let large: Vec<&Bytes> = entries
+            .chain(snapshots)
+            .chain(contexts)
+            .filter(|payload| payload.len() >= REFERENCE_BYTES_MIN)
+            .collect();
+        let (bytes, kept) = joined(output, &large);
+        prop_assert!(bytes == buffer[..]);
+        prop_assert_eq!(kept, large.len());
+    }
+
     #[test]
     fn messages_are_written_as_the_derived_codec_writes_them(message in message()) {
         let mut ours = BytesMut::new();

@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -96,7 +96,16 @@ impl Body for PeerBody {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match &mut self.0 {
             Inner::Piece(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Inner::Stream(stream) => stream.poll_frame(cx),
+            Inner::Stream(stream) => {
+                let piece = match stream.next_piece() {
+                    Some(piece) => Some(piece),
+                    None => match ready!(stream.poll_frame(cx)) {
+                        Some(_) => stream.next_piece(),
+                        None => None,
+                    },
+                };
+                Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+            }
             Inner::Boxed(body) => Pin::new(body).poll_frame(cx),
         }
     }

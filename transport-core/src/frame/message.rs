@@ -2,10 +2,10 @@
 //!
 //! etcd: rafthttp/message_codec.go.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input};
-use crate::raftpb::{Message, encode_message, encoded_len};
+use crate::raftpb::{Message, Target, encode_message, encoded_len, kept_len};
 
 /// Appends messages to a stream body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,13 +19,17 @@ impl Encoder {
 
     /// Appends one frame and returns the length of its message, without the prefix: what etcd counts as
     /// sent.
-    pub fn encode(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+    pub fn encode(
+        &mut self,
+        message: &Message,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
         let length = encoded_len(message);
         if length as u64 > FRAME_BYTES_MAX {
             return Err(EncodeError::TooLong(length));
         }
-        to.reserve(8 + length);
-        to.put_u64(length as u64);
+        to.reserve(8 + length - kept_len(message, length));
+        to.put_slice(&(length as u64).to_be_bytes());
         encode_message(message, to);
         Ok(length)
     }
@@ -119,6 +123,8 @@ impl Default for Decoder {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each decoder is fed the bytes of an HTTP body in pieces of any size and yields whole messages; entry data
 //! are slices of what was fed, except for the one element that a piece ends in. Each encoder appends to a
-//! caller's buffer. Depends on [`raftpb`](crate::raftpb) only.
+//! caller's buffer, or [`Output`](crate::raftpb::Output). Depends on [`raftpb`](crate::raftpb) only.
 //!
 //! Invariant: a decoder holds no more than the bytes it was fed and the messages made of them, believes no
 //! length before the bytes are there, and after an error yields nothing more: its connection must end.

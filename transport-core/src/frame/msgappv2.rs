@@ -10,14 +10,14 @@
 //!
 //! etcd: rafthttp/msgappv2_codec.go.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input};
 use crate::{
     MemberId,
     raftpb::{
-        Entry, Message, MessageType, append_form_len, encode_message, encode_prefixed_entry,
-        encoded_len, entry_len, nested_len,
+        Entry, Message, MessageType, REFERENCE_BYTES_MIN, Target, append_form_len, encode_message,
+        encode_prefixed_entry, encoded_len, entry_len, kept_len, nested_len,
     },
 };
 
@@ -67,9 +67,13 @@ impl Encoder {
 
     /// Appends one frame and returns the length of its message as protobuf, whatever form it took: what
     /// etcd counts as sent.
-    pub fn encode(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+    pub fn encode(
+        &mut self,
+        message: &Message,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
         if message.is_link_heartbeat() {
-            to.put_u8(LINK_HEARTBEAT);
+            to.put_slice(&[LINK_HEARTBEAT]);
             return Ok(encoded_len(message));
         }
         if message.msg_type != MessageType::Append as i32 {
@@ -82,43 +86,50 @@ impl Encoder {
         }
     }
 
-    fn compact(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+    fn compact(&mut self, message: &Message, to: &mut impl Target) -> Result<usize, EncodeError> {
         let count = message.entries.len();
         let mut frame = 17;
-        let mut nested = 0;
+        let (mut nested, mut kept) = (0, 0);
         for entry in &message.entries {
             let length = entry_len(entry);
             frame += 8 + length;
             nested += nested_len(length);
+            if entry.data.len() >= REFERENCE_BYTES_MIN {
+                kept += entry.data.len();
+            }
         }
         if frame as u64 > FRAME_BYTES_MAX {
             return Err(EncodeError::TooLong(frame));
         }
-        to.reserve(frame);
-        let mut head = [0; 9];
-        head[0] = COMPACT;
-        head[1..].copy_from_slice(&(count as u64).to_be_bytes());
-        to.put_slice(&head);
+        to.reserve(frame - kept);
+        to.put_slice(&head(COMPACT, count));
         for entry in &message.entries {
             encode_prefixed_entry(entry, entry_len(entry), to);
         }
-        to.put_u64(message.commit);
+        to.put_slice(&message.commit.to_be_bytes());
         self.position.index = self.position.index.wrapping_add(count as u64);
         Ok(append_form_len(message, nested))
     }
 
-    fn full(&mut self, message: &Message, to: &mut BytesMut) -> Result<usize, EncodeError> {
+    fn full(&mut self, message: &Message, to: &mut impl Target) -> Result<usize, EncodeError> {
         let length = encoded_len(message);
         if length as u64 > FRAME_BYTES_MAX {
             return Err(EncodeError::TooLong(length));
         }
-        to.reserve(9 + length);
-        to.put_u8(FULL);
-        to.put_u64(length as u64);
+        to.reserve(9 + length - kept_len(message, length));
+        to.put_slice(&head(FULL, length));
         encode_message(message, to);
         self.position = Position::after(message);
         Ok(length)
     }
+}
+
+/// A tag and the number behind it.
+#[inline]
+fn head(tag: u8, number: usize) -> [u8; 9] {
+    let mut head = [tag; 9];
+    head[1..].copy_from_slice(&(number as u64).to_be_bytes());
+    head
 }
 
 /// What a decoder expects next.
@@ -327,6 +338,8 @@ impl Decoder {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
 
     fn decoder() -> Decoder {

@@ -1,4 +1,4 @@
-//! Writing raft messages straight into a caller's buffer.
+//! Writing raft messages straight into a caller's buffer, or any other [`Target`].
 //!
 //! Fields go out in ascending order, and only those that are not zero: the form of etcd 3.7, which every
 //! version reads and which is 10 to 20 bytes smaller per message than what older ones write. It is the form
@@ -7,9 +7,11 @@
 //!
 //! Invariant: what is written is exactly [`encoded_len`] bytes and decodes to the same message.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use super::{ConfChange, ConfState, Entry, Message, Snapshot, SnapshotMetadata};
+use super::{
+    ConfChange, ConfState, Entry, Message, REFERENCE_BYTES_MIN, Snapshot, SnapshotMetadata, Target,
+};
 
 /// Length of a message on the wire, without any framing.
 pub fn encoded_len(message: &Message) -> usize {
@@ -33,7 +35,7 @@ pub fn encoded_len(message: &Message) -> usize {
 }
 
 /// Appends a message to `to`, without any framing.
-pub fn encode_message(message: &Message, to: &mut BytesMut) {
+pub fn encode_message(message: &Message, to: &mut impl Target) {
     let mut run = MessageRun::new();
     run.uint(0x08, message.msg_type as u64);
     run.uint(0x10, message.to);
@@ -76,13 +78,13 @@ pub fn entry_len(entry: &Entry) -> usize {
 }
 
 /// Appends an entry to `to`.
-pub fn encode_entry(entry: &Entry, to: &mut BytesMut) {
+pub fn encode_entry(entry: &Entry, to: &mut impl Target) {
     write_entry(EntryRun::new(), entry, to);
 }
 
 /// Appends an entry behind its length as a big-endian 64-bit integer. `length` is its [`entry_len`].
 #[inline]
-pub(crate) fn encode_prefixed_entry(entry: &Entry, length: usize, to: &mut BytesMut) {
+pub(crate) fn encode_prefixed_entry(entry: &Entry, length: usize, to: &mut impl Target) {
     let mut run = EntryRun::new();
     run.bytes[..8].copy_from_slice(&(length as u64).to_be_bytes());
     run.length = 8;
@@ -100,6 +102,18 @@ pub(crate) fn append_form_len(message: &Message, entries: usize) -> usize {
         + uint_len(message.index)
         + entries
         + uint_len(message.commit)
+}
+
+/// How much of a message of `length` bytes are payloads that an [`Output`](super::Output) keeps instead of copying.
+pub(crate) fn kept_len(message: &Message, length: usize) -> usize {
+    if length < REFERENCE_BYTES_MIN {
+        return 0;
+    }
+    let entries = message.entries.iter().map(|entry| &entry.data);
+    let snapshot = message.snapshot.iter().map(|snapshot| &snapshot.data);
+    let payloads = entries.chain(snapshot).chain([&message.context]);
+    let lengths = payloads.map(|payload| payload.len());
+    lengths.filter(|bytes| *bytes >= REFERENCE_BYTES_MIN).sum()
 }
 
 impl ConfChange {
@@ -172,32 +186,33 @@ impl<const N: usize> Run<N> {
 
     /// A payload field, left out when empty; everything gathered goes out with it.
     #[inline]
-    fn bytes(mut self, key: u8, payload: &Bytes, to: &mut BytesMut) {
+    fn bytes(mut self, key: u8, payload: &Bytes, to: &mut impl Target) {
         if payload.is_empty() {
             self.flush(to);
         } else {
             self.varint_field(key, payload.len() as u64);
-            to.reserve(self.length + payload.len());
+            let copied = payload.len() * usize::from(payload.len() < REFERENCE_BYTES_MIN);
+            to.reserve(self.length + copied);
             self.flush(to);
-            to.put_slice(payload);
+            to.put_payload(payload);
         }
     }
 
     #[inline]
-    fn flush(&self, to: &mut BytesMut) {
-        to.extend_from_slice(&self.bytes[..self.length]);
+    fn flush(&self, to: &mut impl Target) {
+        to.put_slice(&self.bytes[..self.length]);
     }
 }
 
 #[inline]
-fn write_entry<const N: usize>(mut run: Run<N>, entry: &Entry, to: &mut BytesMut) {
+fn write_entry<const N: usize>(mut run: Run<N>, entry: &Entry, to: &mut impl Target) {
     run.uint(0x08, entry.entry_type as u64);
     run.uint(0x10, entry.term);
     run.uint(0x18, entry.index);
     run.bytes(0x22, &entry.data, to);
 }
 
-fn write_snapshot(snapshot: &Snapshot, to: &mut BytesMut) {
+fn write_snapshot(snapshot: &Snapshot, to: &mut impl Target) {
     SnapshotRun::new().bytes(0x0a, &snapshot.data, to);
     if let Some(metadata) = &snapshot.metadata {
         let mut run = SnapshotRun::new();
@@ -214,7 +229,7 @@ fn write_snapshot(snapshot: &Snapshot, to: &mut BytesMut) {
     }
 }
 
-fn write_conf_state(state: &ConfState, to: &mut BytesMut) {
+fn write_conf_state(state: &ConfState, to: &mut impl Target) {
     for (key, ids) in [
         (0x08, &state.voters),
         (0x10, &state.learners),

@@ -1,8 +1,9 @@
 //! The raft messages of etcd's peers: plain types and their bounded codec.
 //!
 //! [`types`] holds the data, `decode` reads it from untrusted bytes without copying payloads, `encode`
-//! writes it straight into a caller's buffer, and with the feature `eraftpb` a conversion by move leads to
-//! and from the types of the `raft` crate. Depends on nothing of this crate but itself.
+//! writes it straight into a caller's buffer, or into an [`Output`] that keeps large payloads as they are, and
+//! with the feature `eraftpb` a conversion by move leads to and from the types of the `raft` crate. Depends on
+//! nothing of this crate but itself.
 //!
 //! Invariant: of [`Message`] only fields 1 to 12 are ever written or believed. Above them implementations
 //! disagree: field 13 is a vote to Go and a snapshot request to raft-rs, field 14 not even has one wire type.
@@ -12,6 +13,7 @@ mod encode;
 #[cfg(feature = "eraftpb")]
 mod eraftpb;
 mod reader;
+mod target;
 pub mod types;
 
 pub use decode::{
@@ -21,10 +23,11 @@ pub use decode::{
 pub use encode::{encode_entry, encode_message, encoded_len, entry_len};
 #[cfg(feature = "eraftpb")]
 pub use eraftpb::{UnknownEnum, conf_change_to_raft};
+pub use target::{Output, REFERENCE_BYTES_MIN, Target};
 pub use types::*;
 
 pub(crate) use decode::{entry_in, message_in};
-pub(crate) use encode::{append_form_len, encode_prefixed_entry, nested_len};
+pub(crate) use encode::{append_form_len, encode_prefixed_entry, kept_len, nested_len};
 
 impl Message {
     /// The keep-alive a stream writer sends of its own accord; it never reaches raft.

@@ -1,4 +1,5 @@
-//! The response body that is a stream: the connection asks for the next frame, and gets everything that waits in one.
+//! The response body that is a stream: the connection asks for the next frame, and gets everything that waits in one,
+//! in pieces: what is small is gathered, and large payloads are sent from where they are.
 //!
 //! Runs in the connection's task. Invariant: bytes leave at least every third of the read timeout, so that the
 //! peer can tell a silent network from an idle raft; and dropping the body, which is how a broken connection ends, is
@@ -6,20 +7,18 @@
 
 use std::{
     future::Future,
-    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time,
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body::Frame;
+use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep_until};
 use transport_core::{
     frame::EncodeError,
     lane::DropReason,
-    raftpb::{Message, MessageType},
+    raftpb::{Message, MessageType, Output, Target},
     status::Action,
 };
 
@@ -40,7 +39,7 @@ pub(crate) struct StreamBody {
     /// Which of the writer's connections this is.
     number: u64,
     encoder: Encoder,
-    buffer: BytesMut,
+    output: Output,
     batch: Vec<Message>,
     batches: u32,
     heartbeat_at: Instant,
@@ -55,7 +54,7 @@ impl StreamBody {
             number,
             encoder: Encoder::new(writer.kind),
             writer,
-            buffer: BytesMut::new(),
+            output: Output::new(),
             batch: Vec::new(),
             batches: 0,
             heartbeat_at,
@@ -63,23 +62,24 @@ impl StreamBody {
         }
     }
 
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    /// Waits for the next frame; its length. The caller takes it [piece](Self::next_piece) by piece before it asks
+    /// for another one. `None` at the end of the stream.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        debug_assert!(self.output.is_empty(), "the frame before is taken");
         loop {
             match self.writer.take(self.number, &mut self.batch, cx) {
                 Taken::Replaced => return Poll::Ready(None),
                 Taken::Batch { bytes, is_all } => {
-                    // More than the frame takes, as a message in memory is larger than on the wire.
-                    self.buffer.reserve(bytes);
+                    // More than the frame takes, as a message in memory is larger than on the wire. A single message
+                    // may be larger than that: the encoder knows what it needs.
+                    self.output.reserve(bytes.min(self.writer.flush_bytes()));
                     let cause = if is_all {
                         FlushCause::Drained
                     } else {
                         FlushCause::Full
                     };
                     if let Some(frame) = self.encode_batch(cause) {
-                        return Poll::Ready(Some(Ok(frame)));
+                        return Poll::Ready(Some(frame));
                     }
                     continue;
                 }
@@ -90,19 +90,24 @@ impl StreamBody {
             }
             // The timer is moved when it fires, not with each frame.
             if Instant::now() >= self.heartbeat_at {
-                return Poll::Ready(self.heartbeat().map(Ok));
+                return Poll::Ready(self.heartbeat());
             }
             self.timer.as_mut().reset(self.heartbeat_at);
         }
     }
 
+    /// The next piece of the frame; `None` behind its last.
+    pub(crate) fn next_piece(&mut self) -> Option<Bytes> {
+        self.output.pop()
+    }
+
     /// One frame of everything in the batch; `None` if none of it could be encoded.
-    fn encode_batch(&mut self, cause: FlushCause) -> Option<Frame<Bytes>> {
+    fn encode_batch(&mut self, cause: FlushCause) -> Option<usize> {
         let begun = time::Instant::now();
         let (mut sent, mut appends) = (0, false);
         let mut batch = std::mem::take(&mut self.batch);
         for message in batch.drain(..) {
-            match self.encoder.encode(&message, &mut self.buffer) {
+            match self.encoder.encode(&message, &mut self.output) {
                 Ok(bytes) => {
                     sent += bytes;
                     appends |= message.msg_type == MessageType::Append as i32;
@@ -111,7 +116,7 @@ impl StreamBody {
             }
         }
         self.batch = batch;
-        if self.buffer.is_empty() {
+        if self.output.is_empty() {
             return None;
         }
         self.batches = self.batches.wrapping_add(1);
@@ -128,18 +133,16 @@ impl StreamBody {
         Some(self.frame(sent, cause))
     }
 
-    fn heartbeat(&mut self) -> Option<Frame<Bytes>> {
+    fn heartbeat(&mut self) -> Option<usize> {
         // Idle for a whole period: give back what a burst needed.
         if self.batch.capacity() > IDLE_BATCH {
             self.batch = Vec::new();
         }
-        if self.buffer.capacity() > IDLE_BUFFER_BYTES {
-            self.buffer = BytesMut::new();
-        }
+        self.output.shrink(IDLE_BUFFER_BYTES);
         self.writer.shrink();
         match self
             .encoder
-            .encode(&Message::link_heartbeat(), &mut self.buffer)
+            .encode(&Message::link_heartbeat(), &mut self.output)
         {
             Ok(bytes) => {
                 let frame = self.frame(bytes, FlushCause::Heartbeat);
@@ -154,15 +157,15 @@ impl StreamBody {
         }
     }
 
-    /// Hands the buffer over; `sent` is its size as etcd counts it.
-    fn frame(&mut self, sent: usize, cause: FlushCause) -> Frame<Bytes> {
-        let bytes = self.buffer.split().freeze();
+    /// The length of the frame that is complete; `sent` is its size as etcd counts it.
+    fn frame(&mut self, sent: usize, cause: FlushCause) -> usize {
+        let bytes = self.output.len();
         self.heartbeat_at = Instant::now() + self.writer.heartbeat_period();
         self.writer.metrics.sent_bytes.increment(sent as u64);
         let metrics = &self.writer.stream_metrics;
-        metrics.flush_bytes.record(bytes.len() as f64);
+        metrics.flush_bytes.record(bytes as f64);
         metrics.flushes.count(cause, 1);
-        Frame::data(bytes)
+        bytes
     }
 
     /// The message went nowhere, and the stream is as it was before it.

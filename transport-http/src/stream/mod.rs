@@ -9,12 +9,12 @@ pub(crate) mod outgoing;
 pub(crate) mod reader;
 pub(crate) mod writer;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use transport_core::{
     MemberId,
     frame::{EncodeError, FrameError, message, msgappv2},
     handshake::StreamKind,
-    raftpb::Message,
+    raftpb::{Message, Output},
     status::Source,
 };
 
@@ -55,7 +55,7 @@ impl Encoder {
     pub(crate) fn encode(
         &mut self,
         message: &Message,
-        to: &mut BytesMut,
+        to: &mut Output,
     ) -> Result<usize, EncodeError> {
         match self {
             Encoder::MsgApp(encoder) => encoder.encode(message, to),

@@ -1,7 +1,7 @@
 //! The sender's end of a stream: a connection taken over from hyper once its request was accepted.
 //!
 //! What the stream's body yields is written in chunks, straight to the socket, so that an idle stream holds no
-//! buffers of an HTTP library. Runs in the connection's task. Invariant: at most one piece of the body is held, and
+//! buffers of an HTTP library. Runs in the connection's task. Invariant: at most one frame of the body is held, and
 //! the next one is only asked for once the socket has taken it; a peer that closes is noticed at once.
 
 use std::{
@@ -22,7 +22,9 @@ use transport_core::http1::{
 use crate::{net::WriteDeadline, stream::body::StreamBody};
 
 /// Pieces given to the system in one write.
-const SLICES_MAX: usize = 32;
+const SLICES_MAX: usize = 64;
+/// What an idle connection may keep for the pieces of its next frame.
+const IDLE_PIECES: usize = 16;
 /// What a peer may send on a stream, where nothing is expected of it.
 const IGNORED_BYTES_MAX: usize = 16 << 10;
 
@@ -68,11 +70,10 @@ impl Outgoing {
             let Some(body) = &mut self.body else {
                 return Pin::new(&mut self.io).poll_shutdown(cx);
             };
-            match body.poll_frame(cx)? {
-                Poll::Ready(Some(frame)) => {
-                    // A stream's body has no trailers.
-                    let piece = frame.into_data().unwrap_or_default();
-                    self.writing.chunk(piece);
+            match body.poll_frame(cx) {
+                Poll::Ready(Some(length)) => {
+                    let pieces = std::iter::from_fn(|| body.next_piece());
+                    self.writing.chunk(length, pieces);
                 }
                 Poll::Ready(None) => {
                     self.body = None;
@@ -138,11 +139,17 @@ impl Writing {
         self.pieces.push_back(bytes);
     }
 
-    fn chunk(&mut self, bytes: Bytes) {
-        self.head = ChunkHead::new(bytes.len());
+    /// A chunk of `length` bytes, which are those of `pieces`.
+    fn chunk(&mut self, length: usize, pieces: impl Iterator<Item = Bytes>) {
+        self.head = ChunkHead::new(length);
         self.head_left = self.head.as_ref().len();
-        self.pieces.push_back(bytes);
+        self.pieces.extend(pieces);
+        debug_assert_eq!(self.pieces.iter().map(Bytes::len).sum::<usize>(), length);
         self.end = CHUNK_END;
+        // Many pieces were a burst: give back what they needed.
+        if self.pieces.len() == 1 && self.pieces.capacity() > IDLE_PIECES {
+            self.pieces.shrink_to(IDLE_PIECES);
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -190,7 +197,8 @@ mod tests {
         for step in 1..=24 {
             let mut writing = Writing::default();
             let mut written = Vec::new();
-            writing.chunk(Bytes::from_static(b"abcdefghijklmnop"));
+            let pieces = [&b"abcdefg"[..], b"hijklmnop"].map(Bytes::from_static);
+            writing.chunk(16, pieces.into_iter());
             while !writing.is_empty() {
                 let mut slices = [IoSlice::new(&[]); SLICES_MAX];
                 let count = writing.slices(&mut slices);

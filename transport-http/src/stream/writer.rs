@@ -187,7 +187,7 @@ impl StreamWriter {
         if state.connection != number {
             return Taken::Replaced;
         }
-        let bytes = state.lane.drain(self.env.config.limits.flush_bytes, batch);
+        let bytes = state.lane.drain(self.flush_bytes(), batch);
         if bytes > 0 {
             return Taken::Batch {
                 bytes,
@@ -232,6 +232,11 @@ impl StreamWriter {
     /// Nothing was sent for a while: gives back what a burst needed.
     pub(crate) fn shrink(&self) {
         self.state.lock().lane.shrink();
+    }
+
+    /// What one write takes at most, or one message.
+    pub(crate) fn flush_bytes(&self) -> usize {
+        self.env.config.limits.flush_bytes
     }
 
     /// Pause between link heartbeats.
