@@ -37,7 +37,7 @@
 //! running.member.linearizable().await?;
 //! let range = RangeRequest { key: "greeting".into(), ..Default::default() };
 //! assert_eq!(running.member.reader().range(&range)?.kvs[0].value, "hello");
-//! running.stop().await;
+//! running.stop().await?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -106,13 +106,18 @@ async fn until_the_end(running: Running, mut terminate: Signal, mut interrupt: S
         tracing::error!(fatal = true, reason, "the member cannot go on");
         return ExitCode::FAILURE;
     }
-    if tokio::time::timeout(STOP_MAX, running.stop())
-        .await
-        .is_err()
-    {
-        tracing::warn!(deadline = ?STOP_MAX, "stopping took too long");
+    // Whoever stops a member in order must learn when its log does not hold all that it knew.
+    match tokio::time::timeout(STOP_MAX, running.stop()).await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(reason)) => {
+            tracing::error!(fatal = true, reason, "the member did not end in order");
+            ExitCode::FAILURE
+        }
+        Err(_) => {
+            tracing::error!(fatal = true, deadline = ?STOP_MAX, "stopping took too long");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
 }
 
 async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use futures_util::FutureExt;
 use kvstore::{
     Store, StoreConfig,
     quota::Quota,
@@ -418,7 +419,11 @@ impl Running {
     }
 
     /// Hands leadership over if this member leads, then stops everything and waits for it.
-    pub async fn stop(self) {
+    ///
+    /// # Errors
+    /// Why the member could not go on, if that came to pass before it had ended: its log may then lack what it was to
+    /// hold in the end.
+    pub async fn stop(self) -> Result<(), String> {
         self.hand_over().await;
         self.stop_clients.cancel();
         self.member.node.stop().await;
@@ -426,6 +431,14 @@ impl Running {
         self.stop_peers.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        // Nobody watches these two any more.
+        if let Some(reason) = self.member.node.fatal().now_or_never() {
+            return Err(reason.to_string());
+        }
+        match &*self.ended.borrow() {
+            Some(Ended::Fatal(reason)) => Err(reason.clone()),
+            _ => Ok(()),
+        }
     }
 
     async fn hand_over(&self) {

@@ -7,7 +7,8 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use kvstore::pb::etcdserverpb::{PutRequest, PutResponse, RangeRequest, RangeResponse};
@@ -57,7 +58,7 @@ fn start(number: usize, all: &[Ports], data: &Path, flags: &[&str]) -> Process {
     let stderr = BufReader::new(child.stderr.take().unwrap());
     let (messages, log) = mpsc::channel();
     // Ends with the process.
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for line in stderr.lines().map_while(Result::ok) {
             let _ = messages.send(serde_json::from_str(&line).unwrap_or_default());
         }
@@ -83,7 +84,7 @@ impl Process {
         self
     }
 
-    /// Ends it in order.
+    /// Ends it in order, and holds it to having written all it knew.
     fn terminate(mut self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         assert!(self.child.wait().unwrap().success());
@@ -94,12 +95,17 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            let lines = self.seen.iter().cloned().chain(self.log.try_iter());
+            lines.for_each(|line| eprintln!("{line}"));
+        }
     }
 }
 
+/// Asks until there is an answer: on a busy machine the leader may change at any time.
 fn call<Q, A>(port: u16, method: &'static str, request: Q) -> A
 where
-    Q: Message + Default + 'static,
+    Q: Message + Clone + Default + 'static,
     A: Message + Default + 'static,
 {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -110,14 +116,20 @@ where
         let endpoint =
             tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
         let mut client = tonic::client::Grpc::new(endpoint.connect().await.unwrap());
-        client.ready().await.unwrap();
-        let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        let path = http::uri::PathAndQuery::from_static(method);
-        client
-            .unary(tonic::Request::new(request), path, codec)
-            .await
-            .unwrap()
-            .into_inner()
+        let begun = Instant::now();
+        loop {
+            client.ready().await.unwrap();
+            let codec = tonic_prost::ProstCodec::<Q, A>::default();
+            let path = http::uri::PathAndQuery::from_static(method);
+            let request = tonic::Request::new(request.clone());
+            match client.unary(request, path, codec).await {
+                Ok(answer) => return answer.into_inner(),
+                Err(status) => assert!(
+                    status.code() == tonic::Code::Unavailable && begun.elapsed() < DEADLINE,
+                    "{status}"
+                ),
+            }
+        }
     })
 }
 

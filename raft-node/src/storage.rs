@@ -183,7 +183,9 @@ impl Storage {
 
     /// Makes this member the only one of its cluster, for when the others are lost for good: entries that
     /// are not committed go, and entries that remove every other member are committed in their place. What
-    /// the lost members had acknowledged and this one had not received is lost with them.
+    /// the lost members had acknowledged and this one had not received is lost with them. So is, of a member
+    /// that was killed and not stopped, what it had received and not yet noted as committed: it notes that
+    /// with its next entry, within a tick, or when it stops.
     ///
     /// `applied` is what the state machine contains, which counts as committed: a commit index is written
     /// without a sync. `context` describes this member as in [`bootstrap`](Storage::bootstrap); it is used only if the member

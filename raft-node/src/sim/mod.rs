@@ -37,7 +37,7 @@ use crate::{
     bootstrap::bootstrap_entries,
     driver::{Driver, Event},
     metrics::Metrics,
-    persist::WalTask,
+    persist::{WalTask, persist},
     proposals::Proposal,
     recovery::{Initial, recover},
 };
@@ -58,6 +58,8 @@ struct Weather {
     double: u32,
     delay_ms_max: u64,
     crash: u32,
+    /// Orderly ends.
+    stop: u32,
     cut: u32,
     stall: u32,
     change: u32,
@@ -97,6 +99,8 @@ struct Member {
     store: Box<dyn Medium>,
     machine: MachineDisk,
     running: Option<Running>,
+    /// What it had applied when it last stopped in order.
+    stopped_at: u64,
     boots: u64,
     /// Left the cluster for good.
     gone: bool,
@@ -178,6 +182,7 @@ impl World {
             store,
             machine: MachineDisk::default(),
             running: None,
+            stopped_at: 0,
             boots: 0,
             gone: false,
         };
@@ -205,7 +210,15 @@ impl World {
             ..NodeConfig::new(MemberId(id), ClusterId(1), Arc::new(metrics::NoopRecorder))
         };
         let mut machine = Machine::open(member.machine.clone());
-        let recovered = recover(member.store.boot(&mut self.rng), &mut machine);
+        let contents = member.store.boot(&mut self.rng);
+        // What the state machine contains need not be in the log as well.
+        let known = contents.hard_state.commit.max(machine.state.applied.0);
+        let stopped_at = mem::take(&mut member.stopped_at);
+        assert!(
+            known >= stopped_at,
+            "member {id} stopped at {stopped_at}, and knows of {known}"
+        );
+        let recovered = recover(contents, &mut machine);
         let Initial { log, applied } = recovered.expect("a crash never makes a log unusable");
         let metrics = Arc::new(Metrics::register(&metrics::NoopRecorder));
         let removed = member.machine.removed.clone();
@@ -246,6 +259,23 @@ impl World {
             .crash(&mut self.rng, mem::take(&mut running.wal));
     }
 
+    /// The process ends in order: its log says how far everything is committed that it applied.
+    fn stop(&mut self, id: u64) {
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        let Some(mut running) = member.running.take() else {
+            return;
+        };
+        running.wal.extend(running.driver.stop(now).wal);
+        let written = persist(&mut *member.store, &mut running.wal);
+        if written.and_then(|_| member.store.sync()).is_ok() {
+            member.stopped_at = running.applier.machine().state.applied.0;
+        }
+        member.store.crash(&mut self.rng, Vec::new());
+    }
+
     fn chance(&mut self, per_mille: u32) -> bool {
         self.rng.random_range(0..1000) < per_mille
     }
@@ -273,6 +303,7 @@ impl World {
         let calm = Weather {
             lose: 0,
             crash: 0,
+            stop: 0,
             stall: 0,
             delay_ms_max: 3,
             ..self.weather.clone()

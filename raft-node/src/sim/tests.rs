@@ -19,6 +19,7 @@ const FAIR: Weather = Weather {
     double: 10,
     delay_ms_max: 10,
     crash: 0,
+    stop: 0,
     cut: 0,
     stall: 1,
     change: 0,
@@ -32,7 +33,8 @@ const STORM: Weather = Weather {
     lose: 50,
     double: 30,
     delay_ms_max: 40,
-    crash: 2,
+    crash: 1,
+    stop: 1,
     cut: 4,
     stall: 10,
     snapshot_count: 15,
@@ -120,7 +122,7 @@ fn five_members_and_a_single_one() {
 fn nothing_acknowledged_is_lost_when_disks_tear_and_fail() {
     let weather = Weather {
         files: true,
-        crash: 5,
+        crash: 4,
         ..STORM
     };
     let worlds = run("files", 3000..3060, &weather);

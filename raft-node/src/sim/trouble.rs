@@ -50,6 +50,9 @@ impl World {
             if self.chance(weather.crash) {
                 self.crash(id);
             }
+            if self.chance(weather.stop) {
+                self.stop(id);
+            }
             if self.chance(weather.change) && self.now > self.last_change + 100 * MS {
                 self.change(id);
             }

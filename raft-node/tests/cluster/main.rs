@@ -380,6 +380,24 @@ async fn one_member_can_be_made_a_cluster_of_its_own() {
     cluster.stop_all().await;
 }
 
+#[tokio::test]
+async fn an_end_whose_commit_index_cannot_be_written_is_told() {
+    let disks = fault_disks(1);
+    let disk = disks[&1].clone();
+    let cluster = Cluster::with(1, 1_000_000, &move |id| Arc::new(disks[&id].clone()));
+    cluster.put_surely(1).await;
+    // What says that the put is committed waits for the next write, or has not been synced yet.
+    disk.plan(Plan {
+        fail_at: Some((disk.operations() + 1, std::io::ErrorKind::StorageFull)),
+        ..Plan::default()
+    });
+    let node = cluster.node(1);
+    node.stop().await;
+    let reason = tokio::time::timeout(Duration::ZERO, node.fatal()).await;
+    let reason = reason.expect("known when it has stopped");
+    assert!(reason.contains("raft-wal"), "{reason}");
+}
+
 /// A new node with an empty log of member 5, told that it is member `id`.
 fn start_alone(dir: &std::path::Path, id: u64) -> Result<raft_node::Node<u64>, StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
