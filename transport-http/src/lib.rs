@@ -117,9 +117,9 @@
 //! | snapshots being sent, one per peer | `snapshot_sends` = 4 | `etcd_network_snapshot_send_inflights_total` | reported as failed |
 //! | snapshots being received | `snapshot_receives` = 2 | `etcd_network_snapshot_receive_inflights_total` | 500 |
 //! | a database being sent, with one chunk read and one written | `snapshot_body::CHUNKS_AHEAD` = 3; `pace::CHUNK_BYTES` = 256 KiB | `etcd_network_snapshot_send_inflights_total` | the disk waits |
-//! | a database being received, in pieces of hyper's buffer | `snapshot_receiver::PIECES_AHEAD` = 4 | `etcd_network_snapshot_receive_inflights_total` | the socket waits |
+//! | a database being received, in pieces of hyper's buffer, and as many being written | `snapshot_receiver::PIECES_AHEAD` = 4 | `etcd_network_snapshot_receive_inflights_total` | the socket waits |
 //! | disk that a received database leaves free | `snapshot_disk_reserve_bytes` = 128 MiB | `etcd_network_snapshot_receive_failures` | 500 |
-//! | blocking threads: one per snapshot, and one per host being looked up | `resolver::HOSTS_MAX` = 256 | – | the dial fails |
+//! | blocking threads: one per snapshot while its disk works, and one per host being looked up | `resolver::HOSTS_MAX` = 256 | – | the dial fails |
 //! | sockets of one dial | `race::WAYS_MAX` = 8 | `rafthttp_dial_failures_total` | further addresses and URLs are not tried |
 //! | remotes introduced by requests | `remotes` = 64 | `rafthttp_queue_bytes` | an idle one goes, or the new one is refused |
 //! | ids of introduced remotes in metrics | `metrics::INTRODUCED_MAX` = 1024 | `rafthttp_queue_bytes` | counted as `other` |
@@ -183,6 +183,7 @@ mod body;
 mod bounds;
 pub mod client;
 mod config;
+mod disk;
 mod environment;
 mod error;
 mod handshake;

@@ -72,7 +72,7 @@ pub enum ProcessError {
     Dropped(String),
 }
 
-/// Where a received database goes. Blocking I/O: called on blocking threads only.
+/// Where a received database goes. Blocking I/O: called on blocking threads only, unless it says that it does not block.
 pub trait SnapshotSink: Send + Sync + 'static {
     /// Begins to receive the database that belongs to `message` (a snapshot message with metadata).
     fn create(&self, message: &Message) -> io::Result<Box<dyn SnapshotWriter>>;
@@ -81,6 +81,12 @@ pub trait SnapshotSink: Send + Sync + 'static {
     /// every 16 MiB of it.
     fn free_bytes(&self) -> io::Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Whether it, or one of its writers, may wait for a disk. What keeps databases in memory says no, and is called
+    /// without a thread in between.
+    fn blocks(&self) -> bool {
+        true
     }
 }
 
@@ -93,7 +99,8 @@ pub trait SnapshotWriter: Send {
     fn commit(self: Box<Self>) -> io::Result<u64>;
 }
 
-/// The database a snapshot POST sends after its message. Blocking I/O: read on a blocking thread only.
+/// The database a snapshot POST sends after its message. Blocking I/O: read on blocking threads only, unless it says that
+/// it does not block.
 pub trait SnapshotSource: Send + 'static {
     /// How many bytes it will yield, in all.
     fn len(&self) -> u64;
@@ -105,6 +112,11 @@ pub trait SnapshotSource: Send + 'static {
 
     /// Reads some bytes; 0 at the end.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Whether a read may wait for a disk. A database in memory says no, and is read without a thread in between.
+    fn blocks(&self) -> bool {
+        true
+    }
 }
 
 /// A snapshot on its way to a peer.

@@ -214,7 +214,7 @@ impl<R: Raft> Transport<R> {
             })?;
             self.receive_snapshot(envelope, &mut body).await
         };
-        // Dropped, it lets go of the thread that writes, which then removes what it has.
+        // Dropped, it lets go of the task that writes, which then removes what it has.
         tokio::select! {
             biased;
             () = shared.env.cancel.cancelled() => Err(Verdict::SnapshotRefused {

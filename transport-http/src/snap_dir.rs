@@ -173,6 +173,10 @@ impl SnapshotSink for NoSnapshots {
             "this member takes no snapshots",
         ))
     }
+
+    fn blocks(&self) -> bool {
+        false
+    }
 }
 
 /// Shares a sink between transports.
@@ -183,5 +187,9 @@ impl<S: SnapshotSink> SnapshotSink for Arc<S> {
 
     fn free_bytes(&self) -> io::Result<Option<u64>> {
         (**self).free_bytes()
+    }
+
+    fn blocks(&self) -> bool {
+        (**self).blocks()
     }
 }

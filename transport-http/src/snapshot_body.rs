@@ -1,4 +1,4 @@
-//! The body of a snapshot: the message, then the database as a blocking thread reads it, at the pace that is set.
+//! The body of a snapshot: the message, then the database as a task reads it chunk by chunk, at the pace that is set.
 //!
 //! The database passes through a channel of a few chunks, never whole through memory. Invariant: the body ends
 //! properly only if the source yielded exactly what it announced.
@@ -19,7 +19,12 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use crate::{pace::Pace, raft::SnapshotSource, snapshot_sender::SnapshotSlot};
+use crate::{
+    disk::{let_go, step},
+    pace::Pace,
+    raft::SnapshotSource,
+    snapshot_sender::SnapshotSlot,
+};
 
 /// Chunks read ahead of the socket: with the one being read and the one being written, five.
 pub(crate) const CHUNKS_AHEAD: usize = 3;
@@ -33,7 +38,7 @@ pub(crate) enum Stage {
     Sent,
 }
 
-/// Envelope, then what the reading thread yields.
+/// Envelope, then what the reading task yields.
 pub(crate) struct DatabaseBody {
     envelope: Option<Bytes>,
     chunks: mpsc::Receiver<io::Result<Bytes>>,
@@ -44,7 +49,7 @@ pub(crate) struct DatabaseBody {
 }
 
 impl DatabaseBody {
-    /// Starts the thread, which holds `slot` for as long as it runs.
+    /// Starts the task, which holds `slot` for as long as it runs.
     pub(crate) fn start(
         envelope: Bytes,
         source: Box<dyn SnapshotSource>,
@@ -58,9 +63,9 @@ impl DatabaseBody {
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let (stage, stages) = watch::channel(Stage::Sending);
         let chunk_bytes = pace.chunk_bytes();
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = tokio::spawn(async move {
             let _slot = slot;
-            pump(source, chunk_bytes, &sender)
+            pump(source, chunk_bytes, &sender).await
         });
         let body = DatabaseBody {
             envelope: Some(envelope),
@@ -80,45 +85,61 @@ impl DatabaseBody {
 
 /// Reads exactly what was announced; anything else must not look like a complete body. A receiver that is gone is
 /// `BrokenPipe`.
-fn pump(
-    mut source: Box<dyn SnapshotSource>,
+async fn pump(
+    source: Box<dyn SnapshotSource>,
     chunk_bytes: usize,
     chunks: &mpsc::Sender<io::Result<Bytes>>,
 ) -> io::Result<()> {
-    let outcome = read_exactly(&mut *source, chunk_bytes, chunks);
+    let outcome = read_exactly(source, chunk_bytes, chunks).await;
     if let Err(error) = &outcome {
         // If nobody listens, nobody needs it.
-        let _ = chunks.blocking_send(Err(io::Error::new(error.kind(), error.to_string())));
+        let told = Err(io::Error::new(error.kind(), error.to_string()));
+        let _ = chunks.send(told).await;
     }
     outcome
 }
 
-fn read_exactly(
-    source: &mut dyn SnapshotSource,
+async fn read_exactly(
+    mut source: Box<dyn SnapshotSource>,
     chunk_bytes: usize,
     chunks: &mpsc::Sender<io::Result<Bytes>>,
 ) -> io::Result<()> {
+    let blocks = source.blocks();
     let mut left = source.len();
     while left > 0 {
-        let mut chunk = BytesMut::zeroed(left.min(chunk_bytes as u64) as usize);
-        let mut filled = 0;
-        while filled < chunk.len() {
-            match source.read(&mut chunk[filled..]) {
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "short read")),
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        left -= filled as u64;
-        if chunks.blocking_send(Ok(chunk.freeze())).is_err() {
+        let bytes = left.min(chunk_bytes as u64);
+        let chunk;
+        (source, chunk) = step(blocks, move || {
+            let chunk = read_chunk(&mut *source, bytes as usize)?;
+            Ok((source, chunk))
+        })
+        .await?;
+        left -= bytes;
+        if chunks.send(Ok(chunk)).await.is_err() {
+            let_go(blocks, source).await?;
             return Err(io::ErrorKind::BrokenPipe.into());
         }
     }
-    match source.read(&mut [0])? {
+    step(blocks, move || match source.read(&mut [0])? {
         0 => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "expected EOF")),
+    })
+    .await
+}
+
+/// The next `bytes` bytes, neither more nor less.
+fn read_chunk(source: &mut dyn SnapshotSource, bytes: usize) -> io::Result<Bytes> {
+    let mut chunk = BytesMut::zeroed(bytes);
+    let mut filled = 0;
+    while filled < bytes {
+        match source.read(&mut chunk[filled..]) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "short read")),
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(chunk.freeze())
 }
 
 impl Body for DatabaseBody {

@@ -1,7 +1,7 @@
 //! Receives a snapshot: the message, then the database, which goes to the sink as it comes.
 //!
-//! The sink is blocking and runs on a blocking thread, fed through a channel of a few pieces; the database is
-//! never whole in memory. Invariant: the sink commits only what the sender ended properly, and raft sees the
+//! A task of its own takes what waits in a channel of a few pieces to the sink, which may block; the database is never
+//! whole in memory. Invariant: the sink commits only what the sender ended properly, and raft sees the
 //! message only after the commit.
 //!
 //! etcd: server/etcdserver/api/rafthttp/http.go, `snapshotHandler`.
@@ -16,7 +16,12 @@ use transport_core::{
     raftpb::{Message, MessageType},
 };
 
-use crate::{environment::Environment, raft::SnapshotSink, timed_body::TimedBody};
+use crate::{
+    disk::{let_go, step},
+    environment::Environment,
+    raft::{SnapshotSink, SnapshotWriter},
+    timed_body::TimedBody,
+};
 
 /// How much may come between two looks at the free space.
 const SPACE_CHECK_BYTES: usize = 16 << 20;
@@ -80,12 +85,11 @@ pub(crate) async fn save(
     let (pieces, received) = mpsc::channel(PIECES_AHEAD);
     let message = message.clone();
     let reserve = env.config.limits.snapshot_disk_reserve_bytes;
-    let saving = env.tracker.spawn_blocking_on(
-        move || write(&*sink, reserve, &message, received),
-        &env.runtime,
-    );
+    let saving = env
+        .tracker
+        .spawn_on(write(sink, reserve, message, received), &env.runtime);
     let fed = feed(pieces, first, body).await;
-    // `feed` dropped the channel, so the thread ends after what it has.
+    // `feed` dropped the channel, so the task ends after what it has.
     let saved = saving
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -123,28 +127,63 @@ fn check_space(sink: &dyn SnapshotSink, reserve: u64) -> io::Result<()> {
     }
 }
 
-fn write(
-    sink: &dyn SnapshotSink,
+/// A database on its way to the sink.
+struct Writing {
+    sink: Arc<dyn SnapshotSink>,
+    writer: Box<dyn SnapshotWriter>,
     reserve: u64,
-    message: &Message,
+    /// Bytes since the last look at the free space.
+    unchecked: usize,
+}
+
+impl Writing {
+    fn begin(sink: Arc<dyn SnapshotSink>, reserve: u64, message: &Message) -> io::Result<Writing> {
+        check_space(&*sink, reserve)?;
+        Ok(Writing {
+            writer: sink.create(message)?,
+            sink,
+            reserve,
+            unchecked: 0,
+        })
+    }
+
+    fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        self.unchecked += data.len();
+        if self.unchecked >= SPACE_CHECK_BYTES {
+            check_space(&*self.sink, self.reserve)?;
+            self.unchecked = 0;
+        }
+        self.writer.write(data)
+    }
+}
+
+async fn write(
+    sink: Arc<dyn SnapshotSink>,
+    reserve: u64,
+    message: Message,
     mut received: mpsc::Receiver<Piece>,
 ) -> io::Result<u64> {
-    check_space(sink, reserve)?;
-    let mut writer = sink.create(message)?;
-    let mut unchecked = 0;
+    let blocks = sink.blocks();
+    let mut writing = step(blocks, move || Writing::begin(sink, reserve, &message)).await?;
     loop {
-        match received.blocking_recv() {
-            Some(Piece::Data(data)) => {
-                unchecked += data.len();
-                if unchecked >= SPACE_CHECK_BYTES {
-                    check_space(sink, reserve)?;
-                    unchecked = 0;
-                }
-                writer.write(&data)?;
-            }
-            Some(Piece::End) => return writer.commit(),
+        let mut pieces = Vec::with_capacity(PIECES_AHEAD);
+        if received.recv_many(&mut pieces, PIECES_AHEAD).await == 0 {
             // Broken off: the writer removes what it has.
-            None => return Err(io::ErrorKind::ConnectionAborted.into()),
+            let_go(blocks, writing).await?;
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let ended = matches!(pieces.last(), Some(Piece::End));
+        writing = step(blocks, move || {
+            for piece in &pieces {
+                if let Piece::Data(data) = piece {
+                    writing.write(data)?;
+                }
+            }
+            Ok(writing)
+        })
+        .await?;
+        if ended {
+            return step(blocks, move || writing.writer.commit()).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sends one snapshot: a POST whose body is the message followed by the database.
 //!
 //! One task per snapshot, started by the peer, which admits at most one at a time. The body (`snapshot_body`) is read
-//! on a blocking thread. Invariant: whatever happens, raft is told exactly once how it ended; and it ends, because each
+//! by a task of its own. Invariant: whatever happens, raft is told exactly once how it ended; and it ends, because each
 //! chunk has a deadline, whether the disk or the receiver is slow.
 //!
 //! etcd: server/etcdserver/api/rafthttp/snapshot_sender.go.
@@ -45,7 +45,7 @@ use crate::{
     url_picker::UrlPicker,
 };
 
-/// How long a thread may take to notice that nobody wants its chunks any more; then it is left to itself.
+/// How long the reading task may take to notice that nobody wants its chunks any more; then it is left to itself.
 const READER_GRACE: Duration = Duration::from_secs(1);
 /// How long the body of the answer may take once its head is there.
 const ANSWER_BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub(crate) struct SnapshotSender {
     pub(crate) answer_timeout: Duration,
 }
 
-/// The peer's and the member's place for a snapshot under way. Its reading thread holds it too: one that hangs in a
+/// The peer's and the member's place for a snapshot under way. Its reading task holds it too: one that hangs in a
 /// broken disk keeps others from hanging beside it.
 pub(crate) struct SnapshotSlot {
     pub(crate) under_way: Arc<AtomicBool>,
@@ -181,7 +181,7 @@ impl SnapshotSender {
             () = cancel.cancelled() => Err(SendError::Stopped),
             outcome = self.post(&mut url, body, stage) => outcome,
         };
-        // The body is gone, so the thread ends with its next chunk, if its disk lets it.
+        // The body is gone, so the task ends with its next chunk, if its disk lets it.
         let read = match tokio::time::timeout(READER_GRACE, &mut reading).await {
             Ok(read) => read.unwrap_or_else(|error| Err(io::Error::other(error))),
             Err(_) => Ok(()),
