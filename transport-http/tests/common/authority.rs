@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    RevokedCertParams, SignatureAlgorithm, date_time_ymd,
 };
 use transport_http::tls::TlsSettings;
 
@@ -18,6 +18,7 @@ pub struct Leaf {
     pub names: &'static [&'static str],
     pub serial: u8,
     pub expired: bool,
+    pub keys: &'static SignatureAlgorithm,
 }
 
 pub const LEAF: Leaf = Leaf {
@@ -25,15 +26,21 @@ pub const LEAF: Leaf = Leaf {
     names: &["127.0.0.1"],
     serial: 7,
     expired: false,
+    keys: &PKCS_ECDSA_P256_SHA256,
 };
 
 impl Authority {
     pub fn new(name: &str) -> Authority {
+        Authority::with_keys(name, LEAF.keys)
+    }
+
+    /// With a key of this kind.
+    pub fn with_keys(name: &str, keys: &'static SignatureAlgorithm) -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate_for(keys).unwrap();
         Authority(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
@@ -52,7 +59,7 @@ impl Authority {
         if leaf.expired {
             params.not_after = date_time_ymd(2020, 1, 1);
         }
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate_for(leaf.keys).unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
     }

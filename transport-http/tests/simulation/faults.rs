@@ -21,6 +21,7 @@ use turmoil::Sim;
 
 use super::{
     MEMBERS,
+    certificates::Certificates,
     ledger::Ledger,
     member::{Place, live, others},
     message::Id,
@@ -32,8 +33,9 @@ const STEP: Duration = Duration::from_millis(20);
 const LATENCY: Duration = Duration::from_millis(50);
 const LATENCY_SLOW: Duration = Duration::from_millis(900);
 /// The read timeout, after which a dead stream is given up; the limiter's pause before the next dial; and what the
-/// network itself takes to connect, to ask, to answer and to carry a message.
+/// network itself takes to connect, to ask, to answer and to carry a message. TLS asks and is answered once before.
 const RECOVERY: Duration = Duration::from_millis(5000 + 100 + 4 * (50 + 20) + 100);
+const RECOVERY_WITH_TLS: Duration = RECOVERY.saturating_add(Duration::from_millis(2 * (50 + 20)));
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LinkState {
@@ -77,12 +79,15 @@ pub struct Weather {
     pub ledger: Arc<Mutex<Ledger>>,
     links: Vec<Link>,
     members: Vec<Member>,
+    recovery: Duration,
+    /// Where the members' certificates are, if they have any; they go with the simulation.
+    _certificates: Option<Certificates>,
     /// How often what happened.
     pub events: BTreeMap<String, u64>,
 }
 
 impl Weather {
-    pub fn new(seed: u64, length: Duration) -> Weather {
+    pub fn new(seed: u64, length: Duration, secure: bool) -> Weather {
         let mut sim = turmoil::Builder::new()
             .rng_seed(seed)
             .simulation_duration(length * 2)
@@ -95,6 +100,7 @@ impl Weather {
         let network = Arc::<Network>::default();
         let ledger = Arc::<Mutex<Ledger>>::default();
         let mut random = SmallRng::seed_from_u64(seed);
+        let certificates = secure.then(Certificates::new);
         let mut members = Vec::new();
         for id in 1..=MEMBERS {
             let place = Arc::new(Place {
@@ -102,6 +108,7 @@ impl Weather {
                 seed,
                 network: Arc::clone(&network),
                 ledger: Arc::clone(&ledger),
+                tls: certificates.as_ref().map(|all| all.settings(id)),
                 life: AtomicU64::new(0),
                 alive: AtomicBool::new(true),
                 stop: Mutex::default(),
@@ -129,6 +136,8 @@ impl Weather {
             ledger,
             links,
             members,
+            recovery: if secure { RECOVERY_WITH_TLS } else { RECOVERY },
+            _certificates: certificates,
             events: BTreeMap::new(),
         };
         weather.settle();
@@ -152,7 +161,7 @@ impl Weather {
             }
             self.sim.step().expect("no member fails by itself");
             let mut ledger = self.ledger.lock();
-            ledger.check_owed(millis(self.sim.elapsed()), millis(RECOVERY));
+            ledger.check_owed(millis(self.sim.elapsed()), millis(self.recovery));
             if !ledger.breaches.is_empty() {
                 return;
             }
@@ -276,6 +285,7 @@ impl Weather {
             self.sim.partition(host(place.id), host(other));
         }
         self.sim.crash(host(place.id));
+        self.ledger.lock().killed(place.id);
     }
 
     fn start(&mut self, index: usize) {

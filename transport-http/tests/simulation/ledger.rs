@@ -10,7 +10,10 @@ use std::{
 
 use transport_core::raftpb::Message;
 
-use super::message::{Class, Id, Stamp, Way};
+use super::{
+    message::{Class, Id, Stamp, Way},
+    snapshots::Snapshots,
+};
 
 type Flow = (Id, Id, Way, Class);
 
@@ -20,8 +23,9 @@ pub struct Ledger {
     sent: HashMap<Flow, (u64, u64)>,
     /// The newest message that arrived on each flow.
     arrived: HashMap<Flow, (u64, u64)>,
-    /// Those that arrived by pipeline, which keeps no order.
+    /// Those that arrived by a POST of their own, which keep no order.
     posted: HashSet<(Id, Id, Class, u64, u64)>,
+    pub snapshots: Snapshots,
     /// Links that have to carry a message sent at this time or later.
     owed: BTreeMap<(Id, Id), u64>,
     /// How long each of them took, in milliseconds.
@@ -40,7 +44,7 @@ impl Ledger {
             (of_life, number) if of_life == life => (life, number + 1),
             _ => (life, 1),
         };
-        Stamp {
+        let stamp = Stamp {
             from,
             to,
             life,
@@ -48,7 +52,11 @@ impl Ledger {
             class,
             number: newest.1,
             sent_at: now,
+        };
+        if class == Class::Snapshot {
+            self.snapshots.sent(stamp);
         }
+        stamp
     }
 
     /// Checks a message that `at` was handed.
@@ -66,7 +74,12 @@ impl Ledger {
         if self.sent.get(&flow).is_none_or(|newest| which > *newest) {
             self.breach(now, at, "is not sent yet", &stamp);
         }
-        if stamp.way == Way::Pipeline {
+        if stamp.class == Class::Snapshot
+            && let Some(wrong) = self.snapshots.step(stamp)
+        {
+            self.breach(now, at, wrong, &stamp);
+        }
+        if matches!(stamp.way, Way::Pipeline | Way::Snapshot) {
             let key = (stamp.from, stamp.to, stamp.class, stamp.life, stamp.number);
             if !self.posted.insert(key) {
                 self.breach(now, at, "was posted twice", &stamp);
@@ -92,6 +105,56 @@ impl Ledger {
         }
     }
 
+    /// Checks a snapshot whose database begins to arrive at `at`; its stamp, if it has one.
+    pub fn begin(&mut self, now: u64, at: Id, message: &Message) -> Option<Stamp> {
+        let stamp = Stamp::read(message).filter(|stamp| stamp.class == Class::Snapshot);
+        match &stamp {
+            None => self.breach(now, at, "was never sent", message),
+            Some(stamp) if stamp.to != at => {
+                self.breach(now, at, "is for another member", stamp);
+            }
+            Some(_) => {}
+        }
+        stamp
+    }
+
+    /// Checks a database that is complete.
+    pub fn store(&mut self, now: u64, at: Id, stamp: &Stamp, bytes: &[u8]) {
+        (now, at, stamp, bytes).hash(&mut self.trace);
+        if let Some(wrong) = self.snapshots.store(*stamp, bytes) {
+            self.breach(now, at, wrong, stamp);
+        }
+    }
+
+    /// Checks what raft was told about a snapshot.
+    pub fn reported(&mut self, now: u64, from: Id, to: Id, life: u64, finished: bool) {
+        (now, from, to, finished).hash(&mut self.trace);
+        if let Some(wrong) = self.snapshots.reported((from, to, life), finished) {
+            self.breach(now, from, wrong, &("a snapshot to", to));
+        }
+    }
+
+    /// Checks what the sender of a snapshot was told.
+    pub fn ended(&mut self, now: u64, stamp: Stamp, accepted: bool) {
+        if let Some(wrong) = self.snapshots.ended(stamp, accepted) {
+            self.breach(now, stamp.from, wrong, &stamp);
+        }
+    }
+
+    /// A life has ended in order.
+    pub fn stopped(&mut self, now: u64, id: Id, life: u64) {
+        (now, id, "stopped").hash(&mut self.trace);
+        for to in self.snapshots.unequal(id, life) {
+            let which = ("snapshots to", to);
+            self.breach(now, id, "were not reported once each as they ended", &which);
+        }
+    }
+
+    /// A life has ended at once.
+    pub fn killed(&mut self, id: Id) {
+        self.snapshots.forget(id);
+    }
+
     /// From now on `from` must be able to reach `to`.
     pub fn owe(&mut self, now: u64, from: Id, to: Id) {
         (now, from, to, "owed").hash(&mut self.trace);
@@ -107,8 +170,11 @@ impl Ledger {
         self.owed.contains_key(&(from, to))
     }
 
-    /// Links that should have carried a message for longer than `limit`.
+    /// Links that should have carried a message for longer than `limit`, and snapshots nobody tells the end of.
     pub fn check_owed(&mut self, now: u64, limit: u64) {
+        for stamp in self.snapshots.overdue(now) {
+            self.breach(now, stamp.from, "is not reported", &stamp);
+        }
         let late = self.owed.iter().filter(|(_, since)| now > *since + limit);
         for ((from, to), since) in late
             .map(|(link, since)| (*link, *since))

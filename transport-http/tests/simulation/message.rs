@@ -4,7 +4,7 @@
 //! to keep a copy of everything.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use transport_core::raftpb::{Entry, Message, MessageType};
+use transport_core::raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
 /// Members are numbered from 1.
 pub type Id = u64;
@@ -18,6 +18,8 @@ pub enum Way {
     Message,
     /// A POST of its own.
     Pipeline,
+    /// A POST with a database behind it.
+    Snapshot,
 }
 
 /// What keeps its order on a stream. Between classes there is none: heartbeats wait in slots of their own, control
@@ -29,16 +31,20 @@ pub enum Class {
     Control,
     Heartbeat,
     HeartbeatResponse,
+    Snapshot,
 }
 
-pub const WAYS: [Way; 3] = [Way::MsgApp, Way::Message, Way::Pipeline];
-pub const CLASSES: [Class; 5] = [
+const WAYS: [Way; 4] = [Way::MsgApp, Way::Message, Way::Pipeline, Way::Snapshot];
+const CLASSES: [Class; 6] = [
     Class::Append,
     Class::Propose,
     Class::Control,
     Class::Heartbeat,
     Class::HeartbeatResponse,
+    Class::Snapshot,
 ];
+/// Those of messages without a database.
+pub const SMALL_CLASSES: &[Class] = CLASSES.split_at(5).0;
 
 /// Which message it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +88,21 @@ impl Stamp {
                 entries: vec![self.entry(0, 0)],
                 ..message
             },
+            Class::Snapshot => {
+                let metadata = SnapshotMetadata {
+                    index: self.number,
+                    term: self.life,
+                    ..SnapshotMetadata::default()
+                };
+                let snapshot = Snapshot {
+                    data: self.encode(),
+                    metadata: Some(metadata),
+                };
+                Message {
+                    snapshot: Some(Box::new(snapshot)),
+                    ..message
+                }
+            }
             Class::Control | Class::Heartbeat | Class::HeartbeatResponse => Message {
                 context: self.encode(),
                 ..message
@@ -91,9 +112,10 @@ impl Stamp {
 
     /// The stamp of a received message, if the message is exactly the one of that stamp.
     pub fn read(message: &Message) -> Option<Stamp> {
-        let data = match message.entries.first() {
-            Some(entry) => &entry.data,
-            None => &message.context,
+        let data = match (message.entries.first(), &message.snapshot) {
+            (Some(entry), _) => &entry.data,
+            (None, Some(snapshot)) => &snapshot.data,
+            (None, None) => &message.context,
         };
         let stamp = Stamp::decode(data)?;
         (stamp.message() == *message).then_some(stamp)
@@ -111,6 +133,7 @@ impl Stamp {
             },
             Class::Heartbeat => MessageType::Heartbeat,
             Class::HeartbeatResponse => MessageType::HeartbeatResponse,
+            Class::Snapshot => MessageType::Snapshot,
         }
     }
 

@@ -32,8 +32,9 @@ pub fn host(id: Id) -> String {
     format!("m{id}")
 }
 
-pub fn url(id: Id) -> String {
-    format!("http://{}:{PORT}", host(id))
+pub fn url(id: Id, secure: bool) -> String {
+    let scheme = if secure { "https" } else { "http" };
+    format!("{scheme}://{}:{PORT}", host(id))
 }
 
 /// What the connectors of all members know about the network.
