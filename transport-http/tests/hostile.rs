@@ -61,10 +61,16 @@ fn frames(kind: &str) -> (Vec<Message>, BytesMut, Vec<usize>) {
             message(MessageType::TimeoutNow, PEER, LOCAL),
         ]
     };
+    let (bytes, ends) = encode(kind, &messages);
+    (messages, bytes, ends)
+}
+
+/// A stream of these messages, and where each of them ends.
+fn encode(kind: &str, messages: &[Message]) -> (BytesMut, Vec<usize>) {
     let (mut bytes, mut ends) = (BytesMut::new(), Vec::new());
     let mut compact = msgappv2::Encoder::new();
     let mut plain = message_frame::Encoder::new();
-    for message in &messages {
+    for message in messages {
         if kind == "msgapp" {
             compact.encode(message, &mut bytes).unwrap();
         } else {
@@ -72,7 +78,7 @@ fn frames(kind: &str) -> (Vec<Message>, BytesMut, Vec<usize>) {
         }
         ends.push(bytes.len());
     }
-    (messages, bytes, ends)
+    (bytes, ends)
 }
 
 /// Ends a connection as a crash does, without the rest of what is queued.
@@ -140,14 +146,7 @@ async fn a_stream_reset_at_any_byte_makes_nothing_up() {
         // Which of them were read before the reset is the kernel's affair; that they are whole is ours.
         let (mut raw, _) = accept_stream(&listener, kind, &mut others).await;
         let last = append(PEER, LOCAL, 77, 1);
-        let mut frame = BytesMut::new();
-        if kind == "msgapp" {
-            msgappv2::Encoder::new().encode(&last, &mut frame).unwrap();
-        } else {
-            message_frame::Encoder::new()
-                .encode(&last, &mut frame)
-                .unwrap();
-        }
+        let (frame, _) = encode(kind, std::slice::from_ref(&last));
         raw.write(STREAM_OK).await;
         raw.write(chunk(&frame)).await;
         loop {
@@ -243,14 +242,7 @@ async fn damaged_captures_of_real_members_cost_streams_only() {
             drop(raw);
         }
         let last = append(PEER, LOCAL, u64::MAX - 1, 1);
-        let mut frame = BytesMut::new();
-        if kind == "msgapp" {
-            msgappv2::Encoder::new().encode(&last, &mut frame).unwrap();
-        } else {
-            message_frame::Encoder::new()
-                .encode(&last, &mut frame)
-                .unwrap();
-        }
+        let (frame, _) = encode(kind, std::slice::from_ref(&last));
         let (mut raw, _) = accept_stream(&listener, kind, &mut others).await;
         raw.write(STREAM_OK.replace("3.6.0", "3.7.0")).await;
         raw.write(chunk(&frame)).await;

@@ -55,17 +55,10 @@ pub fn message_stream(data: &[u8]) {
     let Some((&step, data)) = data.split_first() else {
         return;
     };
-    let decode = |step: usize| {
-        let mut decoder = message::Decoder::new();
-        let mut found = Vec::new();
-        let end = pieces(data, step, |piece| {
-            decoder.feed(piece);
-            while let Some(message) = decoder.next()? {
-                found.push(message);
-            }
-            Ok(())
-        });
-        (found, end.and_then(|()| decoder.finish()))
+    let decode = |step| {
+        use message::Decoder;
+        let steps = (Decoder::feed as _, Decoder::next as _, Decoder::finish as _);
+        decoded(Decoder::new(), steps, data, step)
     };
     let whole = decode(data.len());
     assert_eq!(decode(step.into()), whole);
@@ -88,17 +81,10 @@ pub fn msgappv2_stream(data: &[u8]) {
     let Some((&step, data)) = data.split_first() else {
         return;
     };
-    let decode = |step: usize| {
-        let mut decoder = msgappv2::Decoder::new(LOCAL, REMOTE);
-        let mut found = Vec::new();
-        let end = pieces(data, step, |piece| {
-            decoder.feed(piece);
-            while let Some(message) = decoder.next()? {
-                found.push(message);
-            }
-            Ok(())
-        });
-        (found, end.and_then(|()| decoder.finish()))
+    let decode = |step| {
+        use msgappv2::Decoder;
+        let steps = (Decoder::feed as _, Decoder::next as _, Decoder::finish as _);
+        decoded(Decoder::new(LOCAL, REMOTE), steps, data, step)
     };
     let whole = decode(data.len());
     assert_eq!(decode(step.into()), whole);
@@ -128,14 +114,32 @@ pub fn msgappv2_stream(data: &[u8]) {
     }
 }
 
-/// Feeds `data` in pieces of `step` bytes until one is refused.
-fn pieces(
+/// How a decoder of streams is fed, asked, and told that nothing more comes.
+type Steps<D> = (
+    fn(&mut D, Bytes),
+    fn(&mut D) -> Result<Option<Message>, FrameError>,
+    fn(&D) -> Result<(), FrameError>,
+);
+
+/// The messages in `data`, fed in pieces of `step` bytes until one is refused, and how it ended.
+fn decoded<D>(
+    mut decoder: D,
+    (feed, next, finish): Steps<D>,
     data: &[u8],
     step: usize,
-    mut feed: impl FnMut(Bytes) -> Result<(), FrameError>,
-) -> Result<(), FrameError> {
-    data.chunks(step.max(1))
-        .try_for_each(|piece| feed(Bytes::copy_from_slice(piece)))
+) -> (Vec<Message>, Result<(), FrameError>) {
+    let mut found = Vec::new();
+    for piece in data.chunks(step.max(1)) {
+        feed(&mut decoder, Bytes::copy_from_slice(piece));
+        loop {
+            match next(&mut decoder) {
+                Ok(Some(message)) => found.push(message),
+                Ok(None) => break,
+                Err(error) => return (found, Err(error)),
+            }
+        }
+    }
+    (found, finish(&decoder))
 }
 
 /// The head of a snapshot: message and database together are the input, byte for byte.
