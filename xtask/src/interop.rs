@@ -1,6 +1,8 @@
-//! `cargo xtask interop`: our members and Go's in one cluster, each on the other's disk, and our transport alone
-//! against Go's.
+//! `cargo xtask interop`: our members and Go's in one cluster, plain and with TLS, each on the other's disk, and our
+//! transport alone against Go's.
 
+mod certificates;
+mod secured;
 mod transport;
 
 use std::{
@@ -32,12 +34,21 @@ const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 /// Where the Go member stands in a mixed cluster.
 const GO: usize = 2;
 
-/// Runs every scenario, or those of the transport alone; one that lacks its Go etcd is named as skipped, which in
-/// CI is a failure.
-pub fn interop(transport_only: bool) -> Outcome {
+/// The names of parts that can be run alone: our transport, and the mixed cluster that speaks TLS.
+pub const PARTS: [&str; 2] = ["transport", "tls"];
+
+/// Runs every scenario, or those of one part; one that lacks its Go etcd is named as skipped, which in CI is a failure.
+pub fn interop(part: Option<&str>) -> Outcome {
     let runtime = Runtime::new().map_err(|error| format!("cannot start a runtime: {error}"))?;
-    let mut skipped = transport::transport(&runtime)?;
-    if !transport_only {
+    let [transport, tls] = PARTS.map(|name| part.is_none_or(|part| part == name));
+    let mut skipped = Vec::new();
+    if transport {
+        skipped.extend(transport::transport(&runtime)?);
+    }
+    if tls {
+        skipped.extend(secured::secured(&runtime)?);
+    }
+    if part.is_none() {
         skipped.extend(members(&runtime)?);
     }
     for skip in &skipped {

@@ -66,8 +66,8 @@ const VERBS: &[Verb] = &[
     },
     Verb {
         name: "interop",
-        run: |args| interop::interop(flag(args, "transport")?),
-        help: "run our transport, members and disks with Go's; `transport` alone is quicker",
+        run: |args| interop::interop(one_of(args, &interop::PARTS)?),
+        help: "run our transport, members and disks with Go's; `transport` or `tls` alone is quicker",
     },
     Verb {
         name: "bench",
@@ -134,6 +134,15 @@ fn flag(args: &[String], name: &str) -> Outcome<bool> {
         [] => Ok(false),
         [only] if only == name => Ok(true),
         _ => Err(format!("takes `{name}` or nothing")),
+    }
+}
+
+/// Which of these words was given, if one was.
+fn one_of<'a>(args: &'a [String], names: &[&str]) -> Outcome<Option<&'a str>> {
+    match args {
+        [] => Ok(None),
+        [only] if names.contains(&only.as_str()) => Ok(Some(only)),
+        _ => Err(format!("takes one of {names:?} or nothing")),
     }
 }
 

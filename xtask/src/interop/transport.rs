@@ -4,7 +4,6 @@
 //! directions over every channel, whatever a real server would say just then. Real servers of each release then
 //! take our transport for a member. Every wait has a deadline.
 
-mod certificates;
 mod go_peer;
 mod json;
 mod kinds;
@@ -21,10 +20,10 @@ use transport_core::{
 use transport_http::{OutgoingSnapshot, SnapshotSource, SnapshotStatus};
 
 use self::{
-    certificates::Certificates,
     go_peer::GoPeer,
     ours::{Ours, Settings, received_database},
 };
+use super::certificates::Certificates;
 use crate::{
     go_etcd::{self, GoEtcd, Release},
     workspace::{self, Outcome},

@@ -12,7 +12,7 @@ use tokio::{
 };
 use transport_core::{ClusterId, MemberId, raftpb::Message};
 
-use super::{DEADLINE, certificates::Certificates, json};
+use super::{super::certificates::Certificates, DEADLINE, json};
 use crate::workspace::Outcome;
 
 /// Events that wait to be looked at.
