@@ -111,6 +111,7 @@ fn in_force() -> BTreeMap<&'static str, u64> {
         ("frame::FRAME_BYTES_MAX", FRAME_BYTES_MAX as usize),
         ("inbox::BATCH_BYTES", inbox::BATCH_BYTES),
         ("stream::IDLE_BUFFER_BYTES", stream::body::IDLE_BUFFER_BYTES),
+        ("stream::ALONE_BYTES_MAX", stream::line::ALONE_BYTES_MAX),
         ("incoming::READ_BYTES_MIN", incoming::READ_BYTES_MIN),
         ("incoming::READ_BYTES_MAX", incoming::READ_BYTES_MAX),
         ("http1::HEAD_BYTES_MAX", HEAD_BYTES_MAX),

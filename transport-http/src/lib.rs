@@ -105,6 +105,7 @@
 //! | messages on their way from a lane to raft | `inbox::BATCH_BYTES` = 64 KiB, or one message | `rafthttp_queue_wait_seconds` | the rest waits in the lane |
 //! | messages being posted, one per worker | `pipeline::PIPELINE_WORKERS` = 4 | `rafthttp_queue_wait_seconds` | the rest waits in the queue |
 //! | one write of a stream | `flush_bytes` = 256 KiB, or one message | `rafthttp_flush_bytes`, `rafthttp_flushes_total` | the rest waits in the lane |
+//! | a message that its sender writes itself | `stream::ALONE_BYTES_MAX` = 16 KiB | `rafthttp_flush_bytes` | the connection's task writes it |
 //! | what an idle stream keeps for its next write | `stream::IDLE_BUFFER_BYTES` = 1 KiB | – | given back |
 //! | what a stream or a prober reads at once | `incoming::READ_BYTES_MAX` = 256 KiB; `incoming::READ_BYTES_MIN` = 1 KiB, while little comes | – | the socket waits |
 //! | head of the answer to a stream's or a prober's request, and lines between its chunks | `http1::HEAD_BYTES_MAX` = 16 KiB | `rafthttp_dial_failures_total`, `rafthttp_reconnects_total` | the stream ends |

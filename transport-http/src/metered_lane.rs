@@ -117,6 +117,10 @@ impl MeteredLane {
         self.lane.is_empty()
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        self.lane.bytes()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lane.len()
     }

@@ -39,9 +39,10 @@ use crate::{
     raft::{OutgoingSnapshot, Raft, SnapshotStatus},
     snapshot_sender::{SnapshotSender, SnapshotSlot},
     stream::{
+        line::Dues,
         queue,
         reader::StreamReader,
-        writer::{Idle, StreamWriter, Wakers},
+        writer::{Idle, StreamWriter},
     },
     url_picker::UrlPicker,
 };
@@ -144,7 +145,7 @@ impl Peer {
     }
 
     /// Queues the messages for this peer that come first, each on the channel it belongs to.
-    pub(crate) fn send(&self, messages: &mut Messages<'_>, wakers: &mut Wakers) {
+    pub(crate) fn send(&self, messages: &mut Messages<'_>, dues: &mut Dues) {
         let paused = self.paused.load(Ordering::Relaxed);
         let (mut msgapp, mut other) = (self.msgapp.is_attached(), self.message.is_attached());
         let mut carried = None;
@@ -178,7 +179,7 @@ impl Peer {
                         .is_some_and(|kind| pick(kind, msgapp, other) == channel)
             };
             let run = iter::from_fn(|| messages.next_if(same_channel));
-            match writer.push_all(message, run, wakers) {
+            match writer.push_all(message, run, dues) {
                 Ok(refused) => refused
                     .iter()
                     .for_each(|back| self.not_queued(channel, back)),

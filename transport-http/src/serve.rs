@@ -28,7 +28,7 @@ use crate::{
     log_gate::LogGate,
     net::{Accepted, Acceptor, BoxIo, HTTP_BUFFER_BYTES, WriteDeadline},
     raft::Raft,
-    stream::{body::StreamBody, outgoing::Outgoing},
+    stream::{body::StreamBody, line::Line, outgoing::Outgoing},
     transport::Transport,
 };
 
@@ -151,7 +151,7 @@ pub async fn serve_connection<R, F, Fut>(
         match exchange(io, remote, transport, fallback, end, &shutdown).await {
             Exchanged::Ended(ended) => ended,
             Exchanged::Stream(stream) => {
-                let mut running = pin!(stream.run());
+                let mut running = pin!(Line::run(stream));
                 let ended = tokio::select! {
                     biased;
                     ended = running.as_mut() => ended,

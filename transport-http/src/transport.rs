@@ -9,7 +9,6 @@ use std::{
     fmt,
     future::Future,
     sync::{Arc, Weak},
-    task::Waker,
     time::Instant,
 };
 
@@ -42,6 +41,7 @@ use crate::{
     remote::Remote,
     reports::Owner,
     roster::{CurrentRoster, REMOTE_SWEEP, Roster},
+    stream::line::Dues,
 };
 
 /// Exchanges raft messages with the other members of a cluster. Cheap to clone: all clones are one transport.
@@ -119,12 +119,12 @@ impl<R: Raft> Transport<R> {
             return;
         }
         let roster = self.roster();
-        let mut wakers = Vec::new();
+        let mut dues = Dues::default();
         let mut messages = Messages::from(&mut messages);
         while let Some(to) = messages.first().map(|message| message.to) {
             if let Some(peer) = roster.peers.get(&to) {
                 // All that follow for the same peer, too.
-                peer.send(&mut messages, &mut wakers);
+                peer.send(&mut messages, &mut dues);
                 continue;
             }
             let Some(message) = messages.next() else {
@@ -145,8 +145,8 @@ impl<R: Raft> Transport<R> {
                 );
             }
         }
-        // Only now: a connection that wakes earlier would write what is there, a message at a time.
-        wakers.into_iter().for_each(Waker::wake);
+        // Only now: a connection that writes earlier would write what is there, a message at a time.
+        dues.write();
     }
 
     /// Sends a snapshot with its database, in the background. How it ends is reported to raft, also when the peer

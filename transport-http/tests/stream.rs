@@ -241,3 +241,25 @@ async fn a_heartbeat_gets_through_soon_after_every_connection_is_cut() {
     a.stop().await;
     b.stop().await;
 }
+
+#[tokio::test]
+async fn messages_may_be_sent_from_threads_outside_of_the_runtime() {
+    let (a, mut b) = pair().await;
+    let transport = a.transport.clone();
+    let sender = std::thread::spawn(move || {
+        for index in 1..=100 {
+            // Alone, as one that its sender writes itself, and in numbers.
+            let count = if index % 2 == 0 { 1 } else { 3 };
+            transport.send(vec![append(1, 2, index, 10); count]);
+        }
+    });
+    let mut indexes = Vec::new();
+    while indexes.len() < 200 {
+        indexes.push(b.message().await.index);
+    }
+    let expected = (0..100).flat_map(|index| vec![index; if index % 2 == 1 { 1 } else { 3 }]);
+    assert_eq!(indexes, expected.collect::<Vec<_>>());
+    sender.join().unwrap();
+    a.stop().await;
+    b.stop().await;
+}

@@ -84,8 +84,8 @@ async fn members_exchange_messages_and_stay_connected_for_hours() {
     b.transport
         .send(vec![message(MessageType::HeartbeatResponse, 2, 1)]);
     assert_eq!(a.message().await.from, 2);
-    // Two streams and two probes of each side.
-    assert_eq!(net.opened(), 8);
+    // Two streams and a prober of each side.
+    assert_eq!(net.opened(), 6);
     a.stop().await;
     b.stop().await;
 }

@@ -8,7 +8,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time,
 };
@@ -26,6 +26,7 @@ use crate::{
     metrics::{FlushCause, TIMED_EVERY},
     stream::{
         Encoder,
+        line::Line,
         writer::{StreamWriter, Taken},
     },
 };
@@ -60,6 +61,11 @@ impl StreamBody {
             heartbeat_at,
             timer: Box::pin(sleep_until(heartbeat_at)),
         }
+    }
+
+    /// Tells the sender where its messages can be written.
+    pub(crate) fn announce(&self, line: Weak<Line>) {
+        self.writer.announce(self.number, line);
     }
 
     /// Waits for the next frame; its length. The caller takes it [piece](Self::next_piece) by piece before it asks

@@ -1,10 +1,11 @@
 //! Streams: two long-lived GETs per direction, each opened by the side that wants to receive.
 //!
-//! `dial` and `reader` are the receiving side; `writer`, `body` and `outgoing` the sending one: the response
+//! `dial` and `reader` are the receiving side; `writer`, `body`, `outgoing` and `line` the sending one: the response
 //! body of a request the peer made is where our messages leave. Two kinds exist, which differ in their framing.
 
 pub(crate) mod body;
 pub(crate) mod dial;
+pub(crate) mod line;
 pub(crate) mod outgoing;
 pub(crate) mod reader;
 pub(crate) mod writer;

@@ -1,13 +1,14 @@
 //! The sender's end of a stream: a connection taken over from hyper once its request was accepted.
 //!
 //! What the stream's body yields is written in chunks, straight to the socket, so that an idle stream holds no
-//! buffers of an HTTP library. Runs in the connection's task. Invariant: at most one frame of the body is held, and
+//! buffers of an HTTP library. Runs in the connection's task, or in its sender ([`Line`]). Invariant: at most one frame of the body is held, and
 //! the next one is only asked for once the socket has taken it; a peer that closes is noticed at once.
 
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
+    sync::Weak,
     task::{Context, Poll, ready},
 };
 
@@ -19,7 +20,10 @@ use transport_core::http1::{
     head,
 };
 
-use crate::{net::WriteDeadline, stream::body::StreamBody};
+use crate::{
+    net::WriteDeadline,
+    stream::{body::StreamBody, line::Line},
+};
 
 /// Pieces given to the system in one write.
 const SLICES_MAX: usize = 64;
@@ -57,12 +61,15 @@ impl Outgoing {
         }
     }
 
-    /// Writes until the body ends, or the connection does.
-    pub(crate) async fn run(mut self) -> io::Result<()> {
-        std::future::poll_fn(|cx| self.poll(cx)).await
+    /// Tells the sender where its messages can be written.
+    pub(crate) fn announce(&self, line: Weak<Line>) {
+        if let Some(body) = &self.body {
+            body.announce(line);
+        }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes as much as can be; ready once the body or the connection has ended.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.poll_written(cx)?.is_pending() {
                 return self.poll_peer(cx).map(Err);

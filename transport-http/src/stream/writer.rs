@@ -10,7 +10,7 @@
 use std::{
     fmt, iter,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Waker},
@@ -34,11 +34,12 @@ use crate::{
     metered_lane::MeteredLane,
     metrics::{PeerMetrics, StreamOutMetrics},
     serve::ConnectionEnd,
-    stream::{body::StreamBody, queue, source},
+    stream::{
+        body::StreamBody,
+        line::{ALONE_BYTES_MAX, Due, Dues, Line},
+        queue, source,
+    },
 };
-
-/// Tasks to wake once a batch of messages is queued.
-pub(crate) type Wakers = Vec<Waker>;
 
 pub(crate) struct StreamWriter {
     pub(crate) kind: StreamKind,
@@ -62,6 +63,8 @@ struct State {
     connections: u64,
     /// The attached connection's task, while it waits for messages.
     waiting: Option<Waker>,
+    /// The attached connection, for who sends.
+    line: Weak<Line>,
     /// Closes the attached connection.
     end: ConnectionEnd,
     stopped: bool,
@@ -106,6 +109,7 @@ impl StreamWriter {
                 connection: 0,
                 connections: 0,
                 waiting: None,
+                line: Weak::new(),
                 end: ConnectionEnd::default(),
                 stopped: false,
             }),
@@ -119,14 +123,14 @@ impl StreamWriter {
         self.attached.load(Ordering::Relaxed)
     }
 
-    /// Queues messages. A task that must be woken for them is added to `wakers`, so that a batch wakes it once and it
-    /// finds the whole batch. Gives back what the lane has no room for.
+    /// Queues messages. A connection that has to write them is added to `dues`. Gives back what the lane has no room
+    /// for.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
     pub(crate) fn push_all(
         &self,
         first: Message,
         others: impl Iterator<Item = Message>,
-        wakers: &mut Wakers,
+        dues: &mut Dues,
     ) -> Result<Vec<Refused>, Idle> {
         let mut refused = Vec::new();
         let mut state = self.state.lock();
@@ -134,8 +138,12 @@ impl StreamWriter {
             return Err(Idle(first));
         }
         let messages = iter::once(first).chain(others);
-        if state.lane.push_all(messages, |back| refused.push(back)) {
-            wakers.extend(state.waiting.take());
+        if state.lane.push_all(messages, |back| refused.push(back))
+            && let Some(task) = state.waiting.take()
+        {
+            let alone = state.lane.len() == 1 && state.lane.bytes() <= ALONE_BYTES_MAX;
+            let alone = alone.then(|| Weak::clone(&state.line));
+            dues.push(Due { task, alone });
         }
         Ok(refused)
     }
@@ -150,6 +158,7 @@ impl StreamWriter {
         let old = state.waiting.take();
         let old_end = std::mem::replace(&mut state.end, end);
         let cleared = state.lane.clear(DropReason::ConnectionLost);
+        state.line = Weak::new();
         state.connections += 1;
         state.connection = state.connections;
         let number = state.connection;
@@ -179,6 +188,14 @@ impl StreamWriter {
             );
         }
         Some(StreamBody::new(Arc::clone(self), number))
+    }
+
+    /// Connection `number` can be written to from now on.
+    pub(crate) fn announce(&self, number: u64, line: Weak<Line>) {
+        let mut state = self.state.lock();
+        if state.connection == number {
+            state.line = line;
+        }
     }
 
     /// Moves what waits, up to the flush bound, to `batch`, for connection `number`.
@@ -252,6 +269,7 @@ impl StreamWriter {
     fn detach(&self, state: &mut State, reason: DropReason) {
         state.connection = 0;
         state.waiting = None;
+        state.line = Weak::new();
         self.attached.store(false, Ordering::Relaxed);
         self.stream_metrics.attached.set(0.0);
         state.lane.clear(reason);
