@@ -5,6 +5,7 @@
 //! `backend` is what they ask of the member. Depends on the messages of kvstore and on `metrics`. Invariant: a status
 //! leaves this member only with a text and a code of etcd's table.
 
+pub mod answer;
 pub mod backend;
 pub mod blocking;
 pub mod call;

@@ -72,7 +72,7 @@ const VERBS: &[Verb] = &[
     Verb {
         name: "bench",
         run: bench::bench,
-        help: "puts against ours and Go's; `transport` for that alone; --json FILE writes the figures",
+        help: "puts against ours and Go's; `transport` for that alone, `ranges` beside large reads; --json FILE writes the figures",
     },
     Verb {
         name: "fuzz",

@@ -5,7 +5,8 @@
 
 use super::error::ServerError;
 
-/// Runs a scan of the store beside the threads that serve sockets. It ends by itself when its caller is gone.
+/// Runs a scan of the store, or the encoding of what it found, beside the threads that serve sockets. It ends by itself
+/// when its caller is gone.
 ///
 /// # Errors
 /// `Other` if the work panicked, `Stopped` if the runtime is going down.

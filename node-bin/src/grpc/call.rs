@@ -14,7 +14,9 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use super::{
+    answer::Answer,
     backend::ServerBackend,
+    blocking::blocking,
     error::ServerError,
     layer::GrpcLimits,
     metrics::{GrpcMetrics, MethodMetrics},
@@ -98,7 +100,7 @@ impl<B: ServerBackend> Calls<B> {
     ) -> Response<ResponseBody>
     where
         Q: Message + Default,
-        A: Message,
+        A: Answer,
         F: Future<Output = Result<A, ServerError>>,
     {
         let (request, request_size) = match self.read(&mut body).await {
@@ -109,9 +111,12 @@ impl<B: ServerBackend> Calls<B> {
             return wire::refusal(error.into());
         }
         let mut record = Record::begin(&call, self.limits, request_size);
-        match service(request).await {
-            Ok(answer) => {
-                let (response, size) = wire::answer(&answer);
+        let answered = match service(request).await {
+            Ok(answer) => encode(answer).await,
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok((response, size)) => {
                 self.sent_bytes.increment(size as u64);
                 call.method.metrics.sent.increment(1);
                 record.end(Code::Ok, size);
@@ -172,6 +177,16 @@ impl<B: ServerBackend> Calls<B> {
     }
 }
 
+/// The response with an answer, and the length of its message.
+async fn encode<A: Answer>(answer: A) -> Result<(Response<ResponseBody>, usize), ServerError> {
+    if answer.is_large() {
+        // Which also drops it there: that takes as long.
+        blocking(move || wire::answer(&answer)).await
+    } else {
+        Ok(wire::answer(&answer))
+    }
+}
+
 /// The record of one call that is being served.
 struct Record<'a> {
     call: &'a Call<'a>,
@@ -217,6 +232,73 @@ impl Drop for Record<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.end(Code::Cancelled, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Mutex,
+        thread::{self, ThreadId},
+    };
+
+    use bytes::{Buf, BufMut};
+    use prost::{
+        DecodeError,
+        encoding::{DecodeContext, WireType},
+    };
+
+    use super::*;
+
+    /// An answer that tells where it was encoded.
+    #[derive(Debug)]
+    struct Watched {
+        large: bool,
+        encoded_on: Arc<Mutex<Option<ThreadId>>>,
+    }
+
+    impl Message for Watched {
+        fn encode_raw(&self, _: &mut impl BufMut) {
+            *self.encoded_on.lock().unwrap() = Some(thread::current().id());
+        }
+
+        fn merge_field(
+            &mut self,
+            _: u32,
+            _: WireType,
+            _: &mut impl Buf,
+            _: DecodeContext,
+        ) -> Result<(), DecodeError> {
+            Ok(())
+        }
+
+        fn encoded_len(&self) -> usize {
+            0
+        }
+
+        fn clear(&mut self) {}
+    }
+
+    impl Answer for Watched {
+        fn is_large(&self) -> bool {
+            self.large
+        }
+    }
+
+    #[tokio::test]
+    async fn large_answers_alone_are_encoded_beside_the_threads_of_the_sockets() {
+        let here = thread::current().id();
+        for large in [false, true] {
+            let encoded_on = Arc::default();
+            let answer = Watched {
+                large,
+                encoded_on: Arc::clone(&encoded_on),
+            };
+            let (_, size) = encode(answer).await.unwrap();
+            assert_eq!(size, 0);
+            let encoded_on = encoded_on.lock().unwrap().unwrap();
+            assert_eq!(encoded_on != here, large);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! `cargo xtask bench`: our figures beside Go's, from one run.
 //!
-//! Without a word more, puts against whole clusters (`puts`); with `transport`, the transport alone (`transport`).
+//! Without a word more, puts against whole clusters (`puts`); with `transport`, the transport alone (`transport`);
+//! with `ranges`, puts beside reads of everything (`ranges`).
 //! Whoever is compared takes turns, so that whatever else the machine does hits everybody, and what is told are
 //! medians over the rounds and ratios of medians.
 
 mod child;
 mod puts;
+mod ranges;
 mod transport;
 
 use std::{fs, path::Path};
@@ -14,11 +16,14 @@ use serde_json::Value;
 
 use crate::workspace::Outcome;
 
-/// Runs the workflow: `[transport] [--json FILE]`.
+/// Runs the workflow: `[transport | ranges] [--json FILE]`.
 pub fn bench(args: &[String]) -> Outcome {
     match args.split_first() {
         Some((what, rest)) if what == "transport" => {
             transport::bench(crate::value(rest, "--json")?.map(Path::new))
+        }
+        Some((what, rest)) if what == "ranges" => {
+            ranges::bench(crate::value(rest, "--json")?.map(Path::new))
         }
         _ => puts::bench(crate::value(args, "--json")?.map(Path::new)),
     }
