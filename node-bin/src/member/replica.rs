@@ -6,6 +6,7 @@
 
 use std::{
     fmt::Display,
+    panic::resume_unwind,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -153,8 +154,9 @@ impl Replica {
 
 /// Ends the apply thread, and with it the process: what was committed cannot be applied here.
 fn cannot_go_on(error: impl Display) -> ! {
-    // The node catches this at the thread's end and reports it as the reason why the member stops.
-    panic!("{error}")
+    // The node catches this at the thread's end and reports it as the reason why the member stops. Not a panic of its
+    // own, which would be logged where it is raised, before the reason.
+    resume_unwind(Box::new(error.to_string()))
 }
 
 impl StateMachine for Replica {

@@ -109,9 +109,13 @@ fn a_member_whose_disk_is_full_says_so_and_keeps_what_it_acknowledged() {
         .count();
     assert!((1..100).contains(&acknowledged), "{acknowledged}");
     let (lines, code) = member.end();
-    // Where the store meets the full disk first, the apply thread says so in a line before.
-    let last = lines.iter().rfind(|line| line["level"] == "fatal");
-    let reason = last.unwrap()["reason"].as_str().unwrap();
+    // One line, whichever of log and store meets the full disk first.
+    let fatal: Vec<_> = lines
+        .iter()
+        .filter(|line| line["level"] == "fatal")
+        .collect();
+    assert_eq!(fatal.len(), 1, "{fatal:?}");
+    let reason = fatal[0]["reason"].as_str().unwrap();
     assert!(
         code == Some(1) && reason.contains("File too large"),
         "{code:?} {reason}"
