@@ -7,9 +7,13 @@ use bytes::Bytes;
 use kvstore::{
     Applied, ApplyError, FatalError, Response, Store, StoreConfig,
     backend::{Backend, memory::MemoryBackend},
-    pb::etcdserverpb::{
-        CompactionRequest, DeleteRangeRequest, InternalRaftRequest, LeaseGrantRequest, PutRequest,
-        RangeRequest, RequestHeader, RequestOp, TxnRequest, request_op::Request,
+    pb::{
+        etcdserverpb::{
+            CompactionRequest, DeleteRangeRequest, InternalRaftRequest, LeaseGrantRequest,
+            PutRequest, RangeRequest, RangeResponse, RequestHeader, RequestOp, TxnRequest,
+            TxnResponse, request_op::Request,
+        },
+        mvccpb::KeyValue,
     },
 };
 use prost::Message;
@@ -168,4 +172,29 @@ pub fn delete(key: &str, end: &str) -> Request {
 
 pub fn txn(request: TxnRequest) -> Request {
     Request::RequestTxn(request)
+}
+
+pub fn range_of(log: &Log, request: &RangeRequest) -> RangeResponse {
+    log.store.reader().range(request).unwrap()
+}
+
+/// The record of a key that is there.
+pub fn get(log: &Log, key: &str) -> KeyValue {
+    range_of(log, &range_request(key, "")).kvs.swap_remove(0)
+}
+
+pub fn run_txn(log: &mut Log, request: TxnRequest) -> TxnResponse {
+    match log.ok(internal(txn(request))) {
+        Response::Txn(response) => response,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// a=1 (2), b=2 (3), c=3 (4), a=4 (5), d=0 (6): modified out of key order, values too.
+pub fn five() -> Log {
+    let mut log = Log::new();
+    for (key, value) in [("a", "1"), ("b", "2"), ("c", "3"), ("a", "4"), ("d", "0")] {
+        log.put(key, value);
+    }
+    log
 }
