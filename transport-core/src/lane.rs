@@ -10,7 +10,7 @@
 //! appends. Nothing of this shows on the wire.
 //!
 //! No I/O, no waking: keep a lane behind a lock, [`Lane::push`] or [`Lane::push_all`] and notify, [`Lane::drain`] a
-//! batch. What is queued is a [`Message`], or something that carries one.
+//! batch. What is queued is a [`Message`], or something that carries one ([`Queued`]).
 //! Invariant: a queue holds at most its budget in bytes, or one message, and a slot 4 KiB; what is not accepted is given back
 //! with a [`DropReason`].
 
@@ -57,6 +57,19 @@ impl Class {
             }
             Some(_) => Class::Control,
         }
+    }
+}
+
+/// What waits in a lane: a message, or something that carries one.
+pub trait Queued: AsRef<Message> + AsMut<Message> {
+    /// Memory it takes, in bytes.
+    fn footprint(&self) -> usize;
+}
+
+impl Queued for Message {
+    #[inline]
+    fn footprint(&self) -> usize {
+        footprint(self)
     }
 }
 
@@ -115,7 +128,7 @@ struct Grant {
     step: usize,
 }
 
-impl<T: AsRef<Message> + AsMut<Message>> Lane<T> {
+impl<T: Queued> Lane<T> {
     /// An empty lane. `shared` is the budget that all lanes of a process have for bulk together.
     pub fn new(budget: Budget, shared: Option<SharedBudget>) -> Lane<T> {
         Lane {
@@ -164,7 +177,7 @@ impl<T: AsRef<Message> + AsMut<Message>> Lane<T> {
     #[allow(clippy::result_large_err)] // the message is given back by move, as it came
     #[inline]
     fn place(&mut self, message: T, grant: &mut Grant) -> Result<Pushed, Refused<T>> {
-        let bytes = footprint(message.as_ref());
+        let bytes = message.footprint();
         match Class::of(message.as_ref()) {
             Class::Heartbeat if fits(&self.heartbeat, message.as_ref(), bytes) => {
                 Ok(latest(&mut self.heartbeat, message))
@@ -202,7 +215,7 @@ impl<T: AsRef<Message> + AsMut<Message>> Lane<T> {
         let mut bytes = 0;
         for slot in [&mut self.heartbeat, &mut self.heartbeat_response] {
             if let Some(message) = slot.take() {
-                bytes += footprint(message.as_ref());
+                bytes += message.footprint();
                 into.push(message);
             }
         }
@@ -246,8 +259,8 @@ impl<T: AsRef<Message> + AsMut<Message>> Lane<T> {
     /// Bytes that wait.
     pub fn bytes(&self) -> usize {
         let slots = [&self.heartbeat, &self.heartbeat_response];
-        let slots = slots.into_iter().flatten().map(AsRef::as_ref);
-        slots.map(footprint).sum::<usize>() + self.control.bytes + self.bulk.bytes
+        let slots = slots.into_iter().flatten();
+        slots.map(T::footprint).sum::<usize>() + self.control.bytes + self.bulk.bytes
     }
 }
 
@@ -340,7 +353,7 @@ pub fn footprint(message: &Message) -> usize {
 
 /// Whether a slot may take `message`: real heartbeats are small, and a slot's are all of one sender to one
 /// receiver. Others queue as control does.
-fn fits<T: AsRef<Message>>(slot: &Option<T>, message: &Message, bytes: usize) -> bool {
+fn fits<T: Queued>(slot: &Option<T>, message: &Message, bytes: usize) -> bool {
     let same_way = |held: &T| {
         let held = held.as_ref();
         held.from == message.from && held.to == message.to
@@ -353,7 +366,7 @@ fn fits<T: AsRef<Message>>(slot: &Option<T>, message: &Message, bytes: usize) ->
 /// A context is a linearizable read waiting for acknowledgement, and a later one confirms all before it. So
 /// a heartbeat without one never takes the place of one with: it only brings that one's commit up to date.
 /// Only a higher term does away with it, because reads of an older term are void.
-fn latest<T: AsRef<Message> + AsMut<Message>>(slot: &mut Option<T>, mut newer: T) -> Pushed {
+fn latest<T: Queued>(slot: &mut Option<T>, mut newer: T) -> Pushed {
     let Some(held) = slot else {
         *slot = Some(newer);
         return Pushed::Queued;

@@ -32,7 +32,7 @@
 //! 2. [`lane::Lane`] holds it until that channel can write, within a budget in bytes.
 //! 3. The channel's encoder ([`frame::msgappv2`], [`frame::message`]; a POST is
 //!    [`raftpb::encode_message`] alone) appends it to what is written next: a buffer, or a [`raftpb::Output`], into
-//!    which no payload of 4 KiB or more is copied.
+//!    which no payload of 4 KiB or more is copied. What several members get, a [`raftpb::EntryCache`] encodes once.
 //! 4. The other member had asked for the stream with headers that [`handshake::check_stream`] judges, and had read
 //!    the answer with [`handshake::DialVerdict`].
 //! 5. Its decoder is fed what the socket gives and yields whole messages, entries as slices of what was read.
@@ -124,6 +124,7 @@
 //! | a snapshot's message | [`frame::snapshot::ENVELOPE_BYTES_MAX`] | the same |
 //! | the elements of a message | its own length: none is believed before its bytes are there | [`raftpb::DecodeError`] |
 //! | a lane | [`lane::Budget`], in bytes per class, and [`lane::SharedBudget`] for all | the message comes back with a [`lane::DropReason`] |
+//! | entries kept encoded | the argument of [`raftpb::EntryCache::new`] | the oldest go |
 //! | a heartbeat in a lane | one slot each way | the newer takes the older's place |
 //!
 //! After an error a decoder yields nothing more: its connection has to end, and a new one begins with a new decoder.

@@ -9,6 +9,7 @@ use transport_core::{
     frame::FRAME_BYTES_MAX,
     http1::HEAD_BYTES_MAX,
     lane::{Budget, PROCESS_BYTES, SLOT_BYTES_MAX},
+    raftpb::ENTRY_CACHE_BYTES,
 };
 
 use crate::{
@@ -108,6 +109,7 @@ fn in_force() -> BTreeMap<&'static str, u64> {
         ("connections", connections),
         ("lane::SLOT_BYTES_MAX", SLOT_BYTES_MAX),
         ("lane::PROCESS_BYTES", PROCESS_BYTES),
+        ("raftpb::ENTRY_CACHE_BYTES", ENTRY_CACHE_BYTES),
         ("frame::FRAME_BYTES_MAX", FRAME_BYTES_MAX as usize),
         ("inbox::BATCH_BYTES", inbox::BATCH_BYTES),
         ("stream::IDLE_BUFFER_BYTES", stream::body::IDLE_BUFFER_BYTES),

@@ -8,6 +8,7 @@ use transport_core::handshake::Identity;
 
 use crate::{
     client::Dialer, config::TransportConfig, metrics::Metrics, pace::Pace, reports::Reports,
+    sent::SentEntries,
 };
 
 /// Configuration, connections, tasks. Every task of the transport is spawned through it, and so is joined.
@@ -16,6 +17,7 @@ pub(crate) struct Environment {
     pub(crate) identity: Arc<Identity>,
     pub(crate) dialer: Dialer,
     pub(crate) metrics: Metrics,
+    pub(crate) sent: SentEntries,
     pub(crate) reports: Arc<dyn Reports>,
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,

@@ -81,7 +81,8 @@
 //! (`stream/writer.rs`, `stream/body.rs`), and `stream/reader.rs` reads those we made. `send` picks a channel
 //! (appends: the compact stream; everything else: the message stream; without a stream: a POST through the pipeline)
 //! and puts the message into that channel's lane; the connection's own task takes everything that waits and writes it
-//! as one piece. Received messages pass through the peer's inbox to [`Raft::process`], those raft takes at once to
+//! at once. With several peers `send` first encodes what their appends carry, each entry once (`sent.rs`,
+//! `outbound.rs`): the connections only put their framing around it, and a payload of 4 KiB or more is never copied. Received messages pass through the peer's inbox to [`Raft::process`], those raft takes at once to
 //! [`Raft::try_process`]. A snapshot is a POST of its own
 //! with the database behind the message.
 //!
@@ -106,6 +107,7 @@
 //! | messages being posted, one per worker | `pipeline::PIPELINE_WORKERS` = 4 | `rafthttp_queue_wait_seconds` | the rest waits in the queue |
 //! | one write of a stream | `flush_bytes` = 256 KiB, or one message | `rafthttp_flush_bytes`, `rafthttp_flushes_total` | the rest waits in the lane |
 //! | a message that its sender writes itself | `stream::ALONE_BYTES_MAX` = 16 KiB | `rafthttp_flush_bytes` | the connection's task writes it |
+//! | entries encoded for several peers, for those that get them later | `raftpb::ENTRY_CACHE_BYTES` = 4 MiB | `rafthttp_entry_encodes_total` | the oldest go, and all when nothing is sent; they are encoded again for who lags that far |
 //! | what an idle stream keeps for its next write | `stream::IDLE_BUFFER_BYTES` = 1 KiB | – | given back |
 //! | what a stream or a prober reads at once | `incoming::READ_BYTES_MAX` = 256 KiB; `incoming::READ_BYTES_MIN` = 1 KiB, while little comes | – | the socket waits |
 //! | head of the answer to a stream's or a prober's request, and lines between its chunks | `http1::HEAD_BYTES_MAX` = 16 KiB | `rafthttp_dial_failures_total`, `rafthttp_reconnects_total` | the stream ends |
@@ -196,6 +198,7 @@ mod messages;
 mod metered_lane;
 mod metrics;
 pub mod net;
+mod outbound;
 mod pace;
 mod peer;
 mod pipeline;
@@ -208,6 +211,7 @@ mod reports;
 mod requests;
 mod resolver;
 mod roster;
+mod sent;
 mod serve;
 mod server;
 mod snap_dir;

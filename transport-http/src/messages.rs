@@ -14,10 +14,6 @@ impl Messages<'_> {
         self.0.as_slice().first()
     }
 
-    pub(crate) fn next(&mut self) -> Option<Message> {
-        self.0.next()
-    }
-
     /// The next one if it belongs to the run.
     #[inline]
     pub(crate) fn next_if(&mut self, belongs: impl FnOnce(&Message) -> bool) -> Option<Message> {

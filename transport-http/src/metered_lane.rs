@@ -7,21 +7,21 @@
 use std::time::Instant;
 
 use transport_core::{
-    lane::{Budget, DropReason, Lane, Pushed, Refused, SharedBudget},
+    lane::{Budget, DropReason, Lane, Pushed, Queued, Refused, SharedBudget},
     raftpb::Message,
 };
 
 use crate::metrics::QueueMetrics;
 
-pub(crate) struct MeteredLane {
-    lane: Lane,
+pub(crate) struct MeteredLane<T = Message> {
+    lane: Lane<T>,
     metrics: QueueMetrics,
     /// Since when something waits.
     since: Option<Instant>,
     stopped: bool,
 }
 
-impl MeteredLane {
+impl<T: Queued> MeteredLane<T> {
     pub(crate) fn new(budget: Budget, shared: SharedBudget, metrics: QueueMetrics) -> Self {
         MeteredLane {
             lane: Lane::new(budget, Some(shared)),
@@ -33,7 +33,7 @@ impl MeteredLane {
 
     /// As [`Lane::push`]; what is refused is counted. After a stop everything is.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
-    pub(crate) fn push(&mut self, message: Message) -> Result<Pushed, Refused> {
+    pub(crate) fn push(&mut self, message: T) -> Result<Pushed, Refused<T>> {
         if self.stopped {
             return Err(self.refuse(message, DropReason::Stopped));
         }
@@ -51,8 +51,8 @@ impl MeteredLane {
     /// [`push`](Self::push) for each of `messages`; whether any was queued. What is refused goes to `refused`.
     pub(crate) fn push_all(
         &mut self,
-        messages: impl Iterator<Item = Message>,
-        mut refused: impl FnMut(Refused),
+        messages: impl Iterator<Item = T>,
+        mut refused: impl FnMut(Refused<T>),
     ) -> bool {
         if self.stopped {
             messages.for_each(|message| refused(self.refuse(message, DropReason::Stopped)));
@@ -71,13 +71,13 @@ impl MeteredLane {
     }
 
     /// Refuses a message without looking at it.
-    pub(crate) fn refuse(&self, message: Message, reason: DropReason) -> Refused {
+    pub(crate) fn refuse(&self, message: T, reason: DropReason) -> Refused<T> {
         self.dropped(reason, 1);
         Refused { message, reason }
     }
 
     /// As [`Lane::drain`].
-    pub(crate) fn drain(&mut self, bytes_max: usize, into: &mut Vec<Message>) -> usize {
+    pub(crate) fn drain(&mut self, bytes_max: usize, into: &mut Vec<T>) -> usize {
         let bytes = self.lane.drain(bytes_max, into);
         if let Some(since) = self.since.take() {
             let now = Instant::now();

@@ -96,6 +96,8 @@ pub(crate) struct Metrics {
     local: String,
     /// `received_bytes` of link heartbeats.
     pub(crate) received_heartbeat_bytes: Counter,
+    /// Entries that were encoded, for one peer or for all.
+    pub(crate) entry_encodes: Counter,
     /// Connections to our port that came to nothing.
     pub(crate) handshakes: HandshakeFailures,
     /// Requests of peers that were refused.
@@ -118,6 +120,7 @@ impl Metrics {
             refusals: Refusals::new(&recorder, REFUSED_REQUESTS),
             unrouted: drops(&recorder, UNKNOWN_REMOTE, Queue::Unrouted),
             posted_by_strangers: drops(&recorder, UNKNOWN_REMOTE, Queue::Post),
+            entry_encodes: counter(&recorder, ENTRY_ENCODES, &[]),
             ended: EndedSeries::default(),
             recorder,
             local: local.to_string(),

@@ -31,9 +31,9 @@ use crate::{
     environment::Environment,
     inbox::Inbox,
     log_gate::LogGate,
-    messages::Messages,
     metrics::PeerMetrics,
     net::PeerUrl,
+    outbound::{Outbound, Outbounds},
     pipeline::Pipeline,
     prober::Prober,
     raft::{OutgoingSnapshot, Raft, SnapshotStatus},
@@ -145,7 +145,7 @@ impl Peer {
     }
 
     /// Queues the messages for this peer that come first, each on the channel it belongs to.
-    pub(crate) fn send(&self, messages: &mut Messages<'_>, dues: &mut Dues) {
+    pub(crate) fn send(&self, messages: &mut Outbounds<'_>, dues: &mut Dues) {
         let paused = self.paused.load(Ordering::Relaxed);
         let (mut msgapp, mut other) = (self.msgapp.is_attached(), self.message.is_attached());
         let mut carried = None;
@@ -157,7 +157,7 @@ impl Peer {
                 self.message.dropped(DropReason::Paused);
                 continue;
             }
-            let Some(kind) = message.kind() else {
+            let Some(kind) = message.as_ref().kind() else {
                 self.message.dropped(DropReason::UnknownType);
                 continue;
             };
@@ -195,9 +195,10 @@ impl Peer {
         }
     }
 
-    fn not_queued(&self, channel: Channel, refused: &Refused) {
+    fn not_queued(&self, channel: Channel, refused: &Refused<Outbound>) {
+        let message = refused.message.as_ref();
         self.env.reports.report_unreachable(self.id);
-        if refused.message.kind() == Some(MessageType::Snapshot) {
+        if message.kind() == Some(MessageType::Snapshot) {
             self.env
                 .reports
                 .report_snapshot(self.id, SnapshotStatus::Failure);
@@ -205,9 +206,9 @@ impl Peer {
         self.metrics.sent_failures.increment(1);
         if let Some(held_back) = self.dropped.open() {
             tracing::warn!(
-                "message-type" = ?refused.message.kind(),
+                "message-type" = ?message.kind(),
                 "local-member-id" = %self.env.config.id,
-                from = %MemberId(refused.message.from),
+                from = %MemberId(message.from),
                 "remote-peer-id" = %self.id,
                 "remote-peer-name" = %channel,
                 "remote-peer-active" = self.activity.is_active(),

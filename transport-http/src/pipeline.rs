@@ -21,7 +21,7 @@ use transport_core::{
     MemberId,
     handshake::{PostVerdict, RAFT_PATH},
     lane::{Class, DropReason, Refused},
-    raftpb::{Message, MessageType, encode_message, encoded_len},
+    raftpb::MessageType,
     stats::FollowerStats,
     status::{Action, Source},
 };
@@ -35,6 +35,7 @@ use crate::{
     metered_lane::MeteredLane,
     metrics::{PeerMetrics, Queue, QueueMetrics},
     net::PeerUrl,
+    outbound::Outbound,
     raft::SnapshotStatus,
     requests::request,
     url_picker::UrlPicker,
@@ -91,7 +92,7 @@ pub(crate) struct PipelineQueue {
 }
 
 struct State {
-    lane: MeteredLane,
+    lane: MeteredLane<Outbound>,
     workers: usize,
     /// How many of them wait for a message.
     idle: usize,
@@ -131,10 +132,14 @@ impl PipelineQueue {
     /// Queues a message, or hands it back with the reason when the queue is full or nobody empties it any more.
     /// `start_worker` is called if there are fewer workers than may be and none is idle; not after a stop.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
-    fn push(&self, message: Message, start_worker: impl FnOnce()) -> Result<(), Refused> {
+    fn push(
+        &self,
+        message: Outbound,
+        start_worker: impl FnOnce(),
+    ) -> Result<(), Refused<Outbound>> {
         let mut state = self.state.lock();
         let is_heartbeat = matches!(
-            Class::of(&message),
+            Class::of(message.as_ref()),
             Class::Heartbeat | Class::HeartbeatResponse
         );
         if state.lane.len() >= PIPELINE_QUEUE_MESSAGES && !is_heartbeat {
@@ -154,7 +159,7 @@ impl PipelineQueue {
     }
 
     /// Waits for the next message; a heartbeat and its response come together.
-    async fn pop(&self, into: &mut Vec<Message>) {
+    async fn pop(&self, into: &mut Vec<Outbound>) {
         let _waiting = Waiting::new(self);
         loop {
             let arrived = self.arrived.notified();
@@ -165,7 +170,7 @@ impl PipelineQueue {
         }
     }
 
-    fn try_pop(&self, into: &mut Vec<Message>) -> bool {
+    fn try_pop(&self, into: &mut Vec<Outbound>) -> bool {
         let mut state = self.state.lock();
         if state.lane.is_empty() {
             return false;
@@ -223,7 +228,7 @@ type Kept = Option<Connection>;
 
 /// The messages a worker has taken; what it does not come to is counted when it ends.
 struct Popped<'a> {
-    messages: Vec<Message>,
+    messages: Vec<Outbound>,
     queue: &'a PipelineQueue,
     /// One is being sent.
     sending: bool,
@@ -244,7 +249,7 @@ impl Pipeline {
 
     /// Queues a message, or hands it back with the reason.
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
-    pub(crate) fn send(self: &Arc<Self>, message: Message) -> Result<(), Refused> {
+    pub(crate) fn send(self: &Arc<Self>, message: Outbound) -> Result<(), Refused<Outbound>> {
         let start_worker = || self.env.spawn(Arc::clone(self).work());
         self.queue.push(message, start_worker)
     }
@@ -276,7 +281,7 @@ impl Pipeline {
 
     /// Waits for work; false if none comes for [`KEEP_IDLE`] and the worker is to end. Meanwhile the connection is
     /// given up when the server closes it.
-    async fn wait(&self, kept: &mut Kept, into: &mut Vec<Message>) -> bool {
+    async fn wait(&self, kept: &mut Kept, into: &mut Vec<Outbound>) -> bool {
         let mut popping = pin!(self.queue.pop(into));
         let closed = async {
             match kept {
@@ -298,11 +303,15 @@ impl Pipeline {
         !self.queue.leave()
     }
 
-    async fn post_and_report(&self, kept: &mut Kept, message: Message) {
-        let kind = message.kind();
-        let bytes = encoded_len(&message);
+    async fn post_and_report(&self, kept: &mut Kept, message: Outbound) {
+        let kind = message.as_ref().kind();
+        let bytes = message.encoded_len();
         let mut body = BytesMut::with_capacity(bytes);
-        encode_message(&message, &mut body);
+        message.encode(&mut body);
+        if message.own_entries() > 0 {
+            let encodes = &self.env.metrics.entry_encodes;
+            encodes.increment(message.own_entries());
+        }
         let begun = Instant::now();
         let outcome = self.post(kept, body.freeze()).await;
         let is_append = kind == Some(MessageType::Append);

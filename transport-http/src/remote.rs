@@ -16,12 +16,11 @@ use tokio_util::sync::CancellationToken;
 use transport_core::{
     MemberId,
     lane::{DropReason, Refused},
-    raftpb::Message,
 };
 
 use crate::{
     environment::Environment, log_gate::LogGate, metrics::PeerMetrics, net::PeerUrl,
-    pipeline::Pipeline, url_picker::UrlPicker,
+    outbound::Outbound, pipeline::Pipeline, url_picker::UrlPicker,
 };
 
 pub(crate) struct Remote {
@@ -83,7 +82,7 @@ impl Remote {
     }
 
     /// Queues a message; a full queue drops it without a report to raft, which does not track remotes.
-    pub(crate) fn send(&self, message: Message) {
+    pub(crate) fn send(&self, message: Outbound) {
         if self.paused.load(Ordering::Relaxed) {
             self.pipeline.queue.dropped(DropReason::Paused, 1);
             return;
@@ -93,7 +92,7 @@ impl Remote {
             self.metrics.sent_failures.increment(1);
             if let Some(held_back) = self.full.open() {
                 tracing::warn!(
-                    "message-type" = ?message.kind(),
+                    "message-type" = ?message.as_ref().kind(),
                     "remote-peer-id" = %self.id,
                     reason = %reason,
                     "held-back" = held_back,

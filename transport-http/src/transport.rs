@@ -32,15 +32,16 @@ use crate::{
     environment::Environment,
     error::{CriticalError, StartError, UrlError},
     log_gate::LogGate,
-    messages::Messages,
     metrics::{EndedSeries, Metrics, PeerMetrics},
     net::PeerUrl,
+    outbound::{Outbounds, has_appends},
     pace::Pace,
     peer::Peer,
     raft::{OutgoingSnapshot, Raft, SnapshotSink, SnapshotStatus},
     remote::Remote,
     reports::Owner,
     roster::{CurrentRoster, REMOTE_SWEEP, Roster},
+    sent::{SentEntries, give_back},
     stream::line::Dues,
 };
 
@@ -85,10 +86,12 @@ impl<R: Raft> Transport<R> {
             raft,
             critical: watch::Sender::new(None),
         });
+        let metrics = Metrics::new(config.recorder.clone(), config.id);
         let env = Arc::new(Environment {
             identity: Arc::new(config.identity()),
             dialer: Dialer::new(&config),
-            metrics: Metrics::new(config.recorder.clone(), config.id),
+            sent: SentEntries::new(&metrics),
+            metrics,
             reports: Arc::clone(&owner) as _,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -109,6 +112,7 @@ impl<R: Raft> Transport<R> {
         }));
         let env = &transport.0.env;
         env.spawn(sweep(Arc::downgrade(&transport.0), env.cancel.clone()));
+        env.spawn(give_back(Arc::clone(env)));
         Ok(transport)
     }
 
@@ -120,7 +124,13 @@ impl<R: Raft> Transport<R> {
         }
         let roster = self.roster();
         let mut dues = Dues::default();
-        let mut messages = Messages::from(&mut messages);
+        // Nobody else gets what a single peer does.
+        let shares = roster.peers.len() > 1 && has_appends(&messages);
+        let mut messages = if shares {
+            self.0.env.sent.share(&mut messages)
+        } else {
+            Outbounds::new(&mut messages, None)
+        };
         while let Some(to) = messages.first().map(|message| message.to) {
             if let Some(peer) = roster.peers.get(&to) {
                 // All that follow for the same peer, too.
@@ -139,8 +149,8 @@ impl<R: Raft> Transport<R> {
                 let unrouted = &self.0.env.metrics.unrouted;
                 unrouted.count(DropReason::UnknownPeer, 1);
                 tracing::debug!(
-                    "message-type" = ?message.kind(),
-                    "unknown-target-peer-id" = %MemberId(message.to),
+                    "message-type" = ?message.as_ref().kind(),
+                    "unknown-target-peer-id" = %MemberId(to),
                     "ignored message send request; unknown remote peer target"
                 );
             }

@@ -5,7 +5,9 @@
 use bytes::Bytes;
 
 use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input};
-use crate::raftpb::{Message, Target, encode_message, encoded_len, kept_len};
+use crate::raftpb::{
+    Carried, Message, SharedEntries, Target, copied_len, encode_carrying, message_len,
+};
 
 /// Appends messages to a stream body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,15 +26,34 @@ impl Encoder {
         message: &Message,
         to: &mut impl Target,
     ) -> Result<usize, EncodeError> {
-        let length = encoded_len(message);
-        if length as u64 > FRAME_BYTES_MAX {
-            return Err(EncodeError::TooLong(length));
-        }
-        to.reserve(8 + length - kept_len(message, length));
-        to.put_slice(&(length as u64).to_be_bytes());
-        encode_message(message, to);
-        Ok(length)
+        frame(message, &message.entries[..], to)
     }
+
+    /// [`encode`](Self::encode) for a message that carries `entries`; its own list is empty.
+    pub fn encode_shared(
+        &mut self,
+        message: &Message,
+        entries: &SharedEntries,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
+        frame(message, entries, to)
+    }
+}
+
+fn frame<E: Carried + ?Sized>(
+    message: &Message,
+    entries: &E,
+    to: &mut impl Target,
+) -> Result<usize, EncodeError> {
+    let lengths = entries.lengths();
+    let length = message_len(message, lengths.nested);
+    if length as u64 > FRAME_BYTES_MAX {
+        return Err(EncodeError::TooLong(length));
+    }
+    to.reserve(8 + copied_len(message, length, lengths.kept));
+    to.put_slice(&(length as u64).to_be_bytes());
+    encode_carrying(message, entries, to);
+    Ok(length)
 }
 
 /// Takes messages out of a stream body.

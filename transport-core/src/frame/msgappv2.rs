@@ -16,8 +16,8 @@ use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input}
 use crate::{
     MemberId,
     raftpb::{
-        Entry, Message, MessageType, REFERENCE_BYTES_MIN, Target, append_form_len, encode_message,
-        encode_prefixed_entry, encoded_len, entry_len, kept_len, nested_len,
+        Carried, Entry, Message, MessageType, SharedEntries, Target, append_form_len, copied_len,
+        encode_carrying, encoded_len, message_len, nested_len,
     },
 };
 
@@ -33,11 +33,11 @@ struct Position {
 }
 
 impl Position {
-    /// Where a whole message leaves the stream.
-    fn after(message: &Message) -> Position {
+    /// Where a whole message with these entries leaves the stream.
+    fn after<E: Carried + ?Sized>(message: &Message, entries: &E) -> Position {
         Position {
             term: message.term,
-            index: message.entries.last().map_or(message.index, |e| e.index),
+            index: entries.last_index(message),
         }
     }
 
@@ -76,50 +76,70 @@ impl Encoder {
             to.put_slice(&[LINK_HEARTBEAT]);
             return Ok(encoded_len(message));
         }
+        self.append(message, &message.entries[..], to)
+    }
+
+    /// [`encode`](Self::encode) for a message that carries `entries`; its own list is empty.
+    pub fn encode_shared(
+        &mut self,
+        message: &Message,
+        entries: &SharedEntries,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
+        debug_assert!(message.entries.is_empty(), "the entries are in one place");
+        self.append(message, entries, to)
+    }
+
+    fn append<E: Carried + ?Sized>(
+        &mut self,
+        message: &Message,
+        entries: &E,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
         if message.msg_type != MessageType::Append as i32 {
             return Err(EncodeError::NotAppend(message.msg_type));
         }
         if self.position.continues(message) {
-            self.compact(message, to)
+            self.compact(message, entries, to)
         } else {
-            self.full(message, to)
+            self.full(message, entries, to)
         }
     }
 
-    fn compact(&mut self, message: &Message, to: &mut impl Target) -> Result<usize, EncodeError> {
-        let count = message.entries.len();
-        let mut frame = 17;
-        let (mut nested, mut kept) = (0, 0);
-        for entry in &message.entries {
-            let length = entry_len(entry);
-            frame += 8 + length;
-            nested += nested_len(length);
-            if entry.data.len() >= REFERENCE_BYTES_MIN {
-                kept += entry.data.len();
-            }
-        }
+    fn compact<E: Carried + ?Sized>(
+        &mut self,
+        message: &Message,
+        entries: &E,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
+        let lengths = entries.lengths();
+        let frame = 17 + lengths.prefixed;
         if frame as u64 > FRAME_BYTES_MAX {
             return Err(EncodeError::TooLong(frame));
         }
-        to.reserve(frame - kept);
-        to.put_slice(&head(COMPACT, count));
-        for entry in &message.entries {
-            encode_prefixed_entry(entry, entry_len(entry), to);
-        }
+        to.reserve(frame - lengths.kept);
+        to.put_slice(&head(COMPACT, lengths.count));
+        entries.put_prefixed(to);
         to.put_slice(&message.commit.to_be_bytes());
-        self.position.index = self.position.index.wrapping_add(count as u64);
-        Ok(append_form_len(message, nested))
+        self.position.index = self.position.index.wrapping_add(lengths.count as u64);
+        Ok(append_form_len(message, lengths.nested))
     }
 
-    fn full(&mut self, message: &Message, to: &mut impl Target) -> Result<usize, EncodeError> {
-        let length = encoded_len(message);
+    fn full<E: Carried + ?Sized>(
+        &mut self,
+        message: &Message,
+        entries: &E,
+        to: &mut impl Target,
+    ) -> Result<usize, EncodeError> {
+        let lengths = entries.lengths();
+        let length = message_len(message, lengths.nested);
         if length as u64 > FRAME_BYTES_MAX {
             return Err(EncodeError::TooLong(length));
         }
-        to.reserve(9 + length - kept_len(message, length));
+        to.reserve(9 + copied_len(message, length, lengths.kept));
         to.put_slice(&head(FULL, length));
-        encode_message(message, to);
-        self.position = Position::after(message);
+        encode_carrying(message, entries, to);
+        self.position = Position::after(message, entries);
         Ok(length)
     }
 }
@@ -247,7 +267,7 @@ impl Decoder {
                         break;
                     };
                     let message = element.message()?;
-                    self.position = Position::after(&message);
+                    self.position = Position::after(&message, &message.entries[..]);
                     self.expect = Expect::Tag;
                     return Ok(Some((message, length)));
                 }

@@ -15,27 +15,44 @@ use super::{
 
 /// Length of a message on the wire, without any framing.
 pub fn encoded_len(message: &Message) -> usize {
-    let mut length = uint_len(message.msg_type as u64)
-        + uint_len(message.to)
-        + uint_len(message.from)
-        + uint_len(message.term)
-        + uint_len(message.log_term)
-        + uint_len(message.index)
-        + uint_len(message.commit)
+    let lengths = message.entries.iter().map(entry_len);
+    message_len(message, lengths.map(nested_len).sum())
+}
+
+/// Length of a message whose entries take `nested` bytes with their keys and lengths.
+pub(crate) fn message_len(message: &Message, nested: usize) -> usize {
+    let snapshot = message.snapshot.as_ref();
+    append_form_len(message, nested)
+        + snapshot.map_or(0, |snapshot| nested_len(snapshot_len(snapshot)))
         + if message.reject { 2 } else { 0 }
         + uint_len(message.reject_hint)
-        + bytes_len(&message.context);
-    for entry in &message.entries {
-        length += nested_len(entry_len(entry));
-    }
-    if let Some(snapshot) = &message.snapshot {
-        length += nested_len(snapshot_len(snapshot));
-    }
+        + bytes_len(&message.context)
+}
+
+/// About how much of a message of `length` bytes, `kept` of which are entries that an [`Output`](super::Output) keeps,
+/// is copied into one. Runs of small shared entries are kept in the compact form only, hence about.
+pub(crate) fn copied_len(message: &Message, length: usize, kept: usize) -> usize {
+    let snapshot = message.snapshot.as_ref().map(|snapshot| &snapshot.data);
+    let payloads = [Some(&message.context), snapshot].into_iter().flatten();
+    let lengths = payloads.map(Bytes::len);
     length
+        - kept
+        - lengths
+            .filter(|length| *length >= REFERENCE_BYTES_MIN)
+            .sum::<usize>()
 }
 
 /// Appends a message to `to`, without any framing.
 pub fn encode_message(message: &Message, to: &mut impl Target) {
+    encode_carrying(message, &message.entries[..], to);
+}
+
+/// [`encode_message`] for a message whose entries are `entries`, whatever is in its own list.
+pub(crate) fn encode_carrying<E: Carried + ?Sized>(
+    message: &Message,
+    entries: &E,
+    to: &mut impl Target,
+) {
     let mut run = MessageRun::new();
     run.uint(0x08, message.msg_type as u64);
     run.uint(0x10, message.to);
@@ -43,19 +60,7 @@ pub fn encode_message(message: &Message, to: &mut impl Target) {
     run.uint(0x20, message.term);
     run.uint(0x28, message.log_term);
     run.uint(0x30, message.index);
-    let mut run = match message.entries.split_first() {
-        None => run,
-        Some((first, others)) => {
-            run.varint_field(0x3a, entry_len(first) as u64);
-            write_entry(run, first, to);
-            for entry in others {
-                let mut run = EntryRun::new();
-                run.varint_field(0x3a, entry_len(entry) as u64);
-                write_entry(run, entry, to);
-            }
-            Run::new()
-        }
-    };
+    let mut run = entries.put_nested(run, to);
     run.uint(0x40, message.commit);
     if let Some(snapshot) = &message.snapshot {
         run.varint_field(0x4a, snapshot_len(snapshot) as u64);
@@ -66,6 +71,89 @@ pub fn encode_message(message: &Message, to: &mut impl Target) {
     run.uint(0x50, u64::from(message.reject));
     run.uint(0x58, message.reject_hint);
     run.bytes(0x62, &message.context, to);
+}
+
+/// The entries of a message that is encoded.
+pub(crate) trait Carried {
+    /// How many they are, and what they take.
+    fn lengths(&self) -> Lengths;
+
+    /// Index of the last one, or of the one before if there are none. `message` is the one that carries them.
+    fn last_index(&self, message: &Message) -> u64;
+
+    /// Appends each behind its length as a big-endian 64-bit integer.
+    fn put_prefixed(&self, to: &mut impl Target);
+
+    /// Appends each as a field of a message, behind what `run` has gathered; what is gathered then.
+    fn put_nested(&self, run: MessageRun, to: &mut impl Target) -> MessageRun;
+}
+
+/// See [`Carried::lengths`]; all but the count in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    pub(crate) count: usize,
+    /// Each with key and length.
+    pub(crate) nested: usize,
+    /// Each with a length of eight bytes.
+    pub(crate) prefixed: usize,
+    /// How much of the form before an [`Output`](super::Output) does not copy.
+    pub(crate) kept: usize,
+}
+
+impl Lengths {
+    /// One more entry of `length` bytes.
+    #[inline]
+    pub(crate) fn add(&mut self, length: usize) {
+        self.count += 1;
+        self.prefixed += 8 + length;
+        self.nested += nested_len(length);
+    }
+
+    /// `piece` of it lies elsewhere.
+    #[inline]
+    pub(crate) fn keep(&mut self, piece: &Bytes) {
+        if piece.len() >= REFERENCE_BYTES_MIN {
+            self.kept += piece.len();
+        }
+    }
+}
+
+impl Carried for [Entry] {
+    #[inline]
+    fn lengths(&self) -> Lengths {
+        let mut lengths = Lengths::default();
+        for entry in self {
+            lengths.add(entry_len(entry));
+            lengths.keep(&entry.data);
+        }
+        lengths
+    }
+
+    fn last_index(&self, message: &Message) -> u64 {
+        self.last().map_or(message.index, |entry| entry.index)
+    }
+
+    #[inline]
+    fn put_prefixed(&self, to: &mut impl Target) {
+        for entry in self {
+            encode_prefixed_entry(entry, entry_len(entry), to);
+        }
+    }
+
+    #[inline]
+    fn put_nested(&self, mut run: MessageRun, to: &mut impl Target) -> MessageRun {
+        let Some((first, others)) = self.split_first() else {
+            return run;
+        };
+        run.varint_field(0x3a, entry_len(first) as u64);
+        write_entry(run, first, to);
+        for entry in others {
+            let mut run = EntryRun::new();
+            run.varint_field(0x3a, entry_len(entry) as u64);
+            write_entry(run, entry, to);
+        }
+        Run::new()
+    }
 }
 
 /// Length of an entry on the wire.
@@ -104,18 +192,6 @@ pub(crate) fn append_form_len(message: &Message, entries: usize) -> usize {
         + uint_len(message.commit)
 }
 
-/// How much of a message of `length` bytes are payloads that an [`Output`](super::Output) keeps instead of copying.
-pub(crate) fn kept_len(message: &Message, length: usize) -> usize {
-    if length < REFERENCE_BYTES_MIN {
-        return 0;
-    }
-    let entries = message.entries.iter().map(|entry| &entry.data);
-    let snapshot = message.snapshot.iter().map(|snapshot| &snapshot.data);
-    let payloads = entries.chain(snapshot).chain([&message.context]);
-    let lengths = payloads.map(|payload| payload.len());
-    lengths.filter(|bytes| *bytes >= REFERENCE_BYTES_MIN).sum()
-}
-
 impl ConfChange {
     /// The bytes that members up to etcd 3.6 write: id, type and node id always, zeros included. Entries of
     /// a bootstrapped log are written so.
@@ -134,7 +210,7 @@ impl ConfChange {
 
 /// Scalars gathered on the stack until a payload or the end is reached. `N` is what they may need.
 #[derive(Clone, Copy)]
-struct Run<const N: usize> {
+pub(crate) struct Run<const N: usize> {
     bytes: [u8; N],
     length: usize,
 }
@@ -144,18 +220,18 @@ const FIELD_MAX: usize = 11;
 
 /// The head of a nested entry: its own key and length (or an eight-byte length), three scalars, and key and
 /// length of its data.
-type EntryRun = Run<{ 5 * FIELD_MAX }>;
+pub(crate) type EntryRun = Run<{ 5 * FIELD_MAX }>;
 
 /// The scalars before a message's entries and then the head of the first entry; or else all its scalars and
 /// the head of its context.
-type MessageRun = Run<{ 11 * FIELD_MAX }>;
+pub(crate) type MessageRun = Run<{ 11 * FIELD_MAX }>;
 
 /// Key and length of two nested messages, or of one and the scalars behind it.
 type SnapshotRun = Run<{ 3 * FIELD_MAX }>;
 
 impl<const N: usize> Run<N> {
     #[inline]
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Run {
             bytes: [0; N],
             length: 0,
@@ -171,7 +247,7 @@ impl<const N: usize> Run<N> {
     }
 
     #[inline]
-    fn varint_field(&mut self, key: u8, mut value: u64) {
+    pub(crate) fn varint_field(&mut self, key: u8, mut value: u64) {
         let mut at = self.length;
         self.bytes[at] = key;
         at += 1;
@@ -199,7 +275,7 @@ impl<const N: usize> Run<N> {
     }
 
     #[inline]
-    fn flush(&self, to: &mut impl Target) {
+    pub(crate) fn flush(&self, to: &mut impl Target) {
         to.put_slice(&self.bytes[..self.length]);
     }
 }

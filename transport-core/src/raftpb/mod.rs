@@ -10,9 +10,11 @@
 
 mod decode;
 mod encode;
+mod entry_cache;
 #[cfg(feature = "eraftpb")]
 mod eraftpb;
 mod reader;
+mod shared;
 mod target;
 pub mod types;
 
@@ -21,13 +23,17 @@ pub use decode::{
     decode_hard_state, decode_message, decode_snapshot,
 };
 pub use encode::{encode_entry, encode_message, encoded_len, entry_len};
+pub use entry_cache::{ENTRY_CACHE_BYTES, EntryCache};
 #[cfg(feature = "eraftpb")]
 pub use eraftpb::{UnknownEnum, conf_change_to_raft};
+pub use shared::{SharedEntries, encode_message_shared, shared_len};
 pub use target::{Output, REFERENCE_BYTES_MIN, Target};
 pub use types::*;
 
 pub(crate) use decode::{entry_in, message_in};
-pub(crate) use encode::{append_form_len, encode_prefixed_entry, kept_len, nested_len};
+pub(crate) use encode::{
+    Carried, append_form_len, copied_len, encode_carrying, message_len, nested_len,
+};
 
 impl Message {
     /// The keep-alive a stream writer sends of its own accord; it never reaches raft.

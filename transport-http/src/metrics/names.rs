@@ -33,6 +33,7 @@ pub(crate) const HANDSHAKE_FAILURES: &str = "rafthttp_handshake_failures_total";
 pub(crate) const QUEUE_WAIT_SECONDS: &str = "rafthttp_queue_wait_seconds";
 pub(crate) const FLUSHES: &str = "rafthttp_flushes_total";
 pub(crate) const ENCODE_SECONDS: &str = "rafthttp_encode_seconds";
+pub(crate) const ENTRY_ENCODES: &str = "rafthttp_entry_encodes_total";
 pub(crate) const DECODE_SECONDS: &str = "rafthttp_decode_seconds";
 pub(crate) const RECONNECTS: &str = "rafthttp_reconnects_total";
 pub(crate) const DIAL_FAILURES: &str = "rafthttp_dial_failures_total";
@@ -45,7 +46,7 @@ pub(crate) enum Kind {
     Histogram,
 }
 
-pub(crate) const DESCRIPTIONS: [(&str, Kind, Unit, &str); 27] = [
+pub(crate) const DESCRIPTIONS: [(&str, Kind, Unit, &str); 28] = [
     (
         ACTIVE_PEERS,
         Kind::Gauge,
@@ -183,6 +184,12 @@ pub(crate) const DESCRIPTIONS: [(&str, Kind, Unit, &str); 27] = [
         Kind::Histogram,
         Unit::Seconds,
         "Time to encode one write of a stream; every sixteenth is measured.",
+    ),
+    (
+        ENTRY_ENCODES,
+        Kind::Counter,
+        Unit::Count,
+        "Log entries encoded; once each, however many peers get them.",
     ),
     (
         DECODE_SECONDS,

@@ -24,6 +24,7 @@ use transport_core::{
 
 use crate::{
     metrics::{FlushCause, TIMED_EVERY},
+    outbound::Outbound,
     stream::{
         Encoder,
         line::Line,
@@ -41,7 +42,7 @@ pub(crate) struct StreamBody {
     number: u64,
     encoder: Encoder,
     output: Output,
-    batch: Vec<Message>,
+    batch: Vec<Outbound>,
     batches: u32,
     heartbeat_at: Instant,
     timer: Pin<Box<Sleep>>,
@@ -110,18 +111,22 @@ impl StreamBody {
     /// One frame of everything in the batch; `None` if none of it could be encoded.
     fn encode_batch(&mut self, cause: FlushCause) -> Option<usize> {
         let begun = time::Instant::now();
-        let (mut sent, mut appends) = (0, false);
+        let (mut sent, mut appends, mut entries) = (0, false, 0);
         let mut batch = std::mem::take(&mut self.batch);
         for message in batch.drain(..) {
-            match self.encoder.encode(&message, &mut self.output) {
+            match message.frame(&mut self.encoder, &mut self.output) {
                 Ok(bytes) => {
                     sent += bytes;
-                    appends |= message.msg_type == MessageType::Append as i32;
+                    entries += message.own_entries();
+                    appends |= message.as_ref().msg_type == MessageType::Append as i32;
                 }
-                Err(error) => self.not_encoded(&message, error),
+                Err(error) => self.not_encoded(message.as_ref(), error),
             }
         }
         self.batch = batch;
+        if entries > 0 {
+            self.writer.env.metrics.entry_encodes.increment(entries);
+        }
         if self.output.is_empty() {
             return None;
         }

@@ -15,7 +15,7 @@ use transport_core::{
     MemberId,
     frame::{EncodeError, FrameError, message, msgappv2},
     handshake::StreamKind,
-    raftpb::{Message, Output},
+    raftpb::{Message, Output, SharedEntries},
     status::Source,
 };
 
@@ -61,6 +61,19 @@ impl Encoder {
         match self {
             Encoder::MsgApp(encoder) => encoder.encode(message, to),
             Encoder::Message(encoder) => encoder.encode(message, to),
+        }
+    }
+
+    /// [`encode`](Self::encode) for a message that carries `entries`.
+    pub(crate) fn encode_shared(
+        &mut self,
+        message: &Message,
+        entries: &SharedEntries,
+        to: &mut Output,
+    ) -> Result<usize, EncodeError> {
+        match self {
+            Encoder::MsgApp(encoder) => encoder.encode_shared(message, entries, to),
+            Encoder::Message(encoder) => encoder.encode_shared(message, entries, to),
         }
     }
 }

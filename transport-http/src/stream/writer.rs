@@ -22,7 +22,6 @@ use transport_core::{
     MemberId,
     handshake::StreamKind,
     lane::{DropReason, Refused},
-    raftpb::Message,
     stats::FollowerStats,
     status::Action,
 };
@@ -33,6 +32,7 @@ use crate::{
     log_gate::LogGate,
     metered_lane::MeteredLane,
     metrics::{PeerMetrics, StreamOutMetrics},
+    outbound::Outbound,
     serve::ConnectionEnd,
     stream::{
         body::StreamBody,
@@ -56,7 +56,7 @@ pub(crate) struct StreamWriter {
 }
 
 struct State {
-    lane: MeteredLane,
+    lane: MeteredLane<Outbound>,
     /// Number of the attached connection; 0 for none.
     connection: u64,
     /// How many were ever attached.
@@ -71,7 +71,7 @@ struct State {
 }
 
 /// No connection is attached: the message takes another channel.
-pub(crate) struct Idle(pub(crate) Message);
+pub(crate) struct Idle(pub(crate) Outbound);
 
 /// What a connection finds in the lane.
 pub(crate) enum Taken {
@@ -128,10 +128,10 @@ impl StreamWriter {
     #[allow(clippy::result_large_err)] // the message goes back by move, as it came
     pub(crate) fn push_all(
         &self,
-        first: Message,
-        others: impl Iterator<Item = Message>,
+        first: Outbound,
+        others: impl Iterator<Item = Outbound>,
         dues: &mut Dues,
-    ) -> Result<Vec<Refused>, Idle> {
+    ) -> Result<Vec<Refused<Outbound>>, Idle> {
         let mut refused = Vec::new();
         let mut state = self.state.lock();
         if state.connection == 0 {
@@ -199,7 +199,7 @@ impl StreamWriter {
     }
 
     /// Moves what waits, up to the flush bound, to `batch`, for connection `number`.
-    pub(crate) fn take(&self, number: u64, batch: &mut Vec<Message>, cx: &Context<'_>) -> Taken {
+    pub(crate) fn take(&self, number: u64, batch: &mut Vec<Outbound>, cx: &Context<'_>) -> Taken {
         let mut state = self.state.lock();
         if state.connection != number {
             return Taken::Replaced;
