@@ -81,10 +81,19 @@
 //! (`stream/writer.rs`, `stream/body.rs`), and `stream/reader.rs` reads those we made. `send` picks a channel
 //! (appends: the compact stream; everything else: the message stream; without a stream: a POST through the pipeline)
 //! and puts the message into that channel's lane; the connection's own task takes everything that waits and writes it
-//! at once. With several peers `send` first encodes what their appends carry, each entry once (`sent.rs`,
-//! `outbound.rs`): the connections only put their framing around it, and a payload of 4 KiB or more is never copied. Received messages pass through the peer's inbox to [`Raft::process`], those raft takes at once to
-//! [`Raft::try_process`]. A snapshot is a POST of its own
-//! with the database behind the message.
+//! as one chunk, and a small message that comes alone is written by its sender, there and then. With several peers
+//! `send` first encodes what their appends carry, each entry once (`sent.rs`, `outbound.rs`): the connections only put
+//! their framing around it, and a payload of 4 KiB or more is never copied. Both ends of a stream read and write their
+//! sockets themselves (`incoming.rs`, `stream/outgoing.rs`); hyper answers the requests to the port, posts messages and
+//! snapshots, and hands a connection over once a stream is accepted on it. Received messages pass through the peer's
+//! inbox to [`Raft::process`], those raft takes at once to [`Raft::try_process`]. A snapshot is a POST of its own with
+//! the database behind the message.
+//!
+//! # What a peer costs
+//!
+//! An idle one less than 64 KiB, both directions together, and a message in numbers one allocation, the list of its
+//! entries; `tests/memory.rs` holds both with a counting allocator. `cargo xtask bench transport` compares the time with
+//! Go's transport and with bare TCP.
 //!
 //! # TLS
 //!
