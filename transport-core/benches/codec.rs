@@ -12,7 +12,7 @@ use transport_core::{
     MemberId,
     frame::{message, msgappv2},
     lane::{Budget, Lane, SharedBudget},
-    raftpb::{Entry, Message, MessageType},
+    raftpb::{ENTRY_CACHE_BYTES, Entry, EntryCache, Message, MessageType, Output},
 };
 
 const ROUNDS: usize = 40;
@@ -132,6 +132,45 @@ fn lane(name: &str, messages: &[Message]) {
     report(name, "lane", time, messages.len());
 }
 
+/// What a leader's appends cost for all its followers together, from raft's messages to pieces for the sockets:
+/// each follower's entries encoded for it alone, and encoded once.
+fn fan_out(name: &str, messages: &[Message], followers: usize) {
+    let mut outputs: Vec<Output> = (0..followers).map(|_| Output::new()).collect();
+    let alone = best(|| {
+        let batch = vec![messages.to_vec(); followers];
+        let start = Instant::now();
+        for (messages, output) in batch.into_iter().zip(&mut outputs) {
+            let mut encoder = msgappv2::Encoder::new();
+            for message in messages {
+                black_box(encoder.encode(&message, output)).ok();
+            }
+            while let Some(piece) = output.pop() {
+                black_box(piece);
+            }
+        }
+        start.elapsed()
+    });
+    report(name, "alone", alone, messages.len());
+    let once = best(|| {
+        let batch = vec![messages.to_vec(); followers];
+        let start = Instant::now();
+        let mut cache = EntryCache::new(ENTRY_CACHE_BYTES);
+        for (mut messages, output) in batch.into_iter().zip(&mut outputs) {
+            let mut encoder = msgappv2::Encoder::new();
+            for message in &mut messages {
+                if let Some(entries) = cache.share(message) {
+                    black_box(encoder.encode_shared(message, &entries, output)).ok();
+                }
+            }
+            while let Some(piece) = output.pop() {
+                black_box(piece);
+            }
+        }
+        start.elapsed()
+    });
+    report(name, "once", once, messages.len());
+}
+
 fn main() {
     for (name, entries, bytes) in [
         ("append 1 x 64 B", 1, 64),
@@ -146,4 +185,11 @@ fn main() {
     }
     let heartbeats = vec![heartbeat(); 4000];
     message_stream("heartbeat", &heartbeats);
+    for (entries, bytes) in [(1, 64), (1, 256), (64, 256), (1, 16 << 10)] {
+        let messages = appends(entries, bytes);
+        for followers in [2, 4] {
+            let name = format!("{entries} x {bytes} B to {followers}");
+            fan_out(&name, &messages, followers);
+        }
+    }
 }
