@@ -30,16 +30,15 @@ pub(crate) fn message_len(message: &Message, nested: usize) -> usize {
 }
 
 /// About how much of a message of `length` bytes, `kept` of which are entries that an [`Output`](super::Output) keeps,
-/// is copied into one. Runs of small shared entries are kept in the compact form only, hence about.
+/// is copied into one: how much room to make. Runs of small shared entries are kept in the compact form only, where
+/// they are also longer than in a whole message, hence about.
 pub(crate) fn copied_len(message: &Message, length: usize, kept: usize) -> usize {
     let snapshot = message.snapshot.as_ref().map(|snapshot| &snapshot.data);
     let payloads = [Some(&message.context), snapshot].into_iter().flatten();
-    let lengths = payloads.map(Bytes::len);
-    length
-        - kept
-        - lengths
-            .filter(|length| *length >= REFERENCE_BYTES_MIN)
-            .sum::<usize>()
+    let long = payloads
+        .map(Bytes::len)
+        .filter(|length| *length >= REFERENCE_BYTES_MIN);
+    length.saturating_sub(kept + long.sum::<usize>())
 }
 
 /// Appends a message to `to`, without any framing.
