@@ -467,6 +467,15 @@ impl Running {
         match tokio::time::timeout(HAND_OVER_MAX, member.move_leader(to)).await {
             Ok(Ok(())) => {
                 tracing::info!(local_member_id = %member.id(), new_leader_member_id = %to, took = ?begun.elapsed(), "leadership transferred");
+                // The new leader knows all that this one had committed once it has committed something itself, for
+                // which it needs this member if there are only two. A read waits for that.
+                let left = HAND_OVER_MAX.saturating_sub(begun.elapsed());
+                if !matches!(
+                    tokio::time::timeout(left, member.linearizable()).await,
+                    Ok(Ok(()))
+                ) {
+                    tracing::warn!(local_member_id = %member.id(), new_leader_member_id = %to, "the new leader has not committed anything yet");
+                }
             }
             Ok(Err(error)) => tracing::warn!(%error, "leadership transfer failed"),
             Err(_) => {
