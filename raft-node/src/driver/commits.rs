@@ -36,6 +36,13 @@ impl Driver {
         self.commits.due = None;
     }
 
+    /// Tells what was not told yet.
+    pub(super) fn tell_commit_now(&mut self) {
+        if self.raw.raft.raft_log.committed > self.commits.told {
+            self.tell_commit();
+        }
+    }
+
     /// Entries up to the last one of the log came from a follower, where their proposer waits.
     pub(super) fn asked_by_follower(&mut self) {
         self.commits.asked = self.raw.raft.raft_log.last_index();
@@ -104,7 +111,10 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use transport_core::raftpb::{Entry, Message, MessageType};
+    use transport_core::{
+        MemberId,
+        raftpb::{Entry, Message, MessageType},
+    };
 
     use crate::driver::bench::{Bench, from};
 
@@ -156,6 +166,19 @@ mod tests {
         bench.persist();
         bench.sent.clear();
         bench.acknowledge(2, 3);
+        assert_eq!(appended(&mut bench), [(2, 0, 3), (3, 0, 3)]);
+    }
+
+    #[test]
+    fn a_leader_that_hands_over_tells_what_is_committed() {
+        let mut bench = Bench::new(3).lead();
+        bench.propose(1);
+        bench.persist();
+        bench.sent.clear();
+        bench.acknowledge(2, 3);
+        assert_eq!(appended(&mut bench), []);
+        bench.driver.transfer(MemberId(2)).unwrap();
+        bench.settle();
         assert_eq!(appended(&mut bench), [(2, 0, 3), (3, 0, 3)]);
     }
 

@@ -272,6 +272,8 @@ impl Driver {
         if !self.raw.raft.prs().conf().voters().contains(to.0) {
             return Err(TransferError::NotVoter(to));
         }
+        // A successor need not find out by itself what is committed: it may be alone by then.
+        self.tell_commit_now();
         self.raw.transfer_leader(to.0);
         Ok(())
     }
