@@ -212,6 +212,16 @@ fn members_of_different_clusters_refuse_each_other_and_live_on() {
 fn a_founder_that_lost_its_directory_does_not_found_again() {
     let cluster = Cluster::new(2, &[]);
     let mut members = cluster.start();
+    // Healthy comes before published; the URLs of clients are what tells a member that was there before.
+    eventually("published", || {
+        let (_, members) = get(cluster.ports[0].peer, "/members");
+        let members: Vec<Value> = serde_json::from_str(&members).unwrap();
+        let has_clients = |member: &Value| {
+            let urls = member["clientURLs"].as_array();
+            urls.is_some_and(|urls| !urls.is_empty())
+        };
+        members.len() == 2 && members.iter().all(has_clients)
+    });
     assert_eq!(members[1].terminate().code(), Some(0));
     std::fs::remove_dir_all(cluster.path(1)).unwrap();
     let error = refusal(cluster.command(1));
