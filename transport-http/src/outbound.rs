@@ -22,8 +22,7 @@ use crate::{messages::Messages, stream::Encoder};
 #[derive(Debug)]
 pub(crate) struct Outbound {
     message: Message,
-    /// Boxed: a message moves several times, and most have none.
-    entries: Option<Box<SharedEntries>>,
+    entries: Option<SharedEntries>,
 }
 
 impl Outbound {
@@ -86,11 +85,8 @@ impl Queued for Outbound {
     /// Shared bytes are counted in full, as payloads are: any message may be the last to hold them.
     #[inline]
     fn footprint(&self) -> usize {
-        let entries = self
-            .entries
-            .as_ref()
-            .map_or(0, |entries| size_of::<SharedEntries>() + entries.bytes());
-        footprint(&self.message) + size_of::<Self>() - size_of::<Message>() + entries
+        let entries = self.entries.as_ref().map_or(0, SharedEntries::bytes);
+        footprint(&self.message) + size_of::<Option<SharedEntries>>() + entries
     }
 }
 
@@ -98,7 +94,7 @@ impl Queued for Outbound {
 pub(crate) struct Outbounds<'a> {
     messages: Messages<'a>,
     /// One for each message, or none at all.
-    entries: vec::IntoIter<Option<Box<SharedEntries>>>,
+    entries: vec::IntoIter<Option<SharedEntries>>,
 }
 
 impl<'a> Outbounds<'a> {
@@ -107,7 +103,7 @@ impl<'a> Outbounds<'a> {
         let entries = match cache {
             Some(cache) => {
                 let share = |message: &mut Message| match is_append(message) {
-                    true => cache.share(message).map(Box::new),
+                    true => cache.share(message),
                     false => None,
                 };
                 messages.iter_mut().map(share).collect()
