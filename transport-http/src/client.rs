@@ -98,6 +98,21 @@ impl Dialer {
     }
 }
 
+/// Adds a piece to an answer that may have `limit` bytes.
+pub(crate) fn append_within(
+    whole: &mut BytesMut,
+    piece: &[u8],
+    limit: usize,
+    url: &PeerUrl,
+) -> Result<(), ClientError> {
+    if piece.len() > limit - whole.len() {
+        let url = url.to_string();
+        return Err(ClientError::TooLong { url, limit });
+    }
+    whole.extend_from_slice(piece);
+    Ok(())
+}
+
 /// A byte stream to a peer on which nothing was said yet.
 pub(crate) struct Connected {
     pub(crate) url: Arc<PeerUrl>,
@@ -253,14 +268,7 @@ impl Connection {
     ) -> Result<Bytes, ClientError> {
         let mut whole = BytesMut::new();
         while let Some(chunk) = self.chunk(&mut body).await {
-            let chunk = chunk?;
-            if chunk.len() > limit - whole.len() {
-                return Err(ClientError::TooLong {
-                    url: self.url.to_string(),
-                    limit,
-                });
-            }
-            whole.extend_from_slice(&chunk);
+            append_within(&mut whole, &chunk?, limit, &self.url)?;
         }
         Ok(whole.freeze())
     }

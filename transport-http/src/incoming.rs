@@ -22,7 +22,7 @@ use transport_core::http1::{
 };
 
 use crate::{
-    client::Connected,
+    client::{Connected, append_within},
     error::ClientError,
     net::{PeerUrl, WriteDeadline},
 };
@@ -113,14 +113,7 @@ impl Incoming {
     pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, ClientError> {
         let mut whole = BytesMut::new();
         while let Some(chunk) = poll_fn(|cx| self.poll_chunk(cx)).await {
-            let chunk = chunk?;
-            if chunk.len() > limit - whole.len() {
-                return Err(ClientError::TooLong {
-                    url: self.url.to_string(),
-                    limit,
-                });
-            }
-            whole.extend_from_slice(&chunk);
+            append_within(&mut whole, &chunk?, limit, &self.url)?;
         }
         Ok(whole.freeze())
     }

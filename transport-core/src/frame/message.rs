@@ -4,10 +4,8 @@
 
 use bytes::Bytes;
 
-use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input};
-use crate::raftpb::{
-    Carried, Message, SharedEntries, Target, copied_len, encode_carrying, message_len,
-};
+use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input, put_whole};
+use crate::raftpb::{Carried, Message, SharedEntries, Target};
 
 /// Appends messages to a stream body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,15 +43,8 @@ fn frame<E: Carried + ?Sized>(
     entries: &E,
     to: &mut impl Target,
 ) -> Result<usize, EncodeError> {
-    let lengths = entries.lengths();
-    let length = message_len(message, lengths.nested);
-    if length as u64 > FRAME_BYTES_MAX {
-        return Err(EncodeError::TooLong(length));
-    }
-    to.reserve(8 + copied_len(message, length, lengths.kept));
-    to.put_slice(&(length as u64).to_be_bytes());
-    encode_carrying(message, entries, to);
-    Ok(length)
+    let head = |length: usize| (length as u64).to_be_bytes();
+    put_whole(message, entries, head, to)
 }
 
 /// Takes messages out of a stream body.

@@ -12,7 +12,9 @@ pub mod message;
 pub mod msgappv2;
 pub mod snapshot;
 
-use crate::raftpb::DecodeError;
+use crate::raftpb::{
+    Carried, DecodeError, Message, Target, copied_len, encode_carrying, message_len,
+};
 
 /// Longest frame a stream may carry, in bytes: 512 MiB.
 ///
@@ -59,4 +61,24 @@ fn checked_len(length: u64, limit: u64) -> Result<usize, FrameError> {
         Ok(bytes) if length <= limit => Ok(bytes),
         _ => Err(FrameError::TooLong { length, limit }),
     }
+}
+
+/// Appends a whole message behind `head`, which is told its length; that length.
+fn put_whole<E: Carried + ?Sized, H: AsRef<[u8]>>(
+    message: &Message,
+    entries: &E,
+    head: impl FnOnce(usize) -> H,
+    to: &mut impl Target,
+) -> Result<usize, EncodeError> {
+    let lengths = entries.lengths();
+    let length = message_len(message, lengths.nested);
+    if length as u64 > FRAME_BYTES_MAX {
+        return Err(EncodeError::TooLong(length));
+    }
+    let head = head(length);
+    let head = head.as_ref();
+    to.reserve(head.len() + copied_len(message, length, lengths.kept));
+    to.put_slice(head);
+    encode_carrying(message, entries, to);
+    Ok(length)
 }

@@ -12,12 +12,12 @@
 
 use bytes::Bytes;
 
-use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input};
+use super::{EncodeError, FRAME_BYTES_MAX, FrameError, checked_len, input::Input, put_whole};
 use crate::{
     MemberId,
     raftpb::{
-        Carried, Entry, Message, MessageType, SharedEntries, Target, append_form_len, copied_len,
-        encode_carrying, encoded_len, message_len, nested_len,
+        Carried, Entry, Message, MessageType, SharedEntries, Target, append_form_len, encoded_len,
+        nested_len,
     },
 };
 
@@ -131,14 +131,7 @@ impl Encoder {
         entries: &E,
         to: &mut impl Target,
     ) -> Result<usize, EncodeError> {
-        let lengths = entries.lengths();
-        let length = message_len(message, lengths.nested);
-        if length as u64 > FRAME_BYTES_MAX {
-            return Err(EncodeError::TooLong(length));
-        }
-        to.reserve(9 + copied_len(message, length, lengths.kept));
-        to.put_slice(&head(FULL, length));
-        encode_carrying(message, entries, to);
+        let length = put_whole(message, entries, |length| head(FULL, length), to)?;
         self.position = Position::after(message, entries);
         Ok(length)
     }
