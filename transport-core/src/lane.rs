@@ -175,7 +175,7 @@ impl<T: Queued> Lane<T> {
     }
 
     #[allow(clippy::result_large_err)] // the message is given back by move, as it came
-    #[inline]
+    #[inline(always)] // or the message is moved once more
     fn place(&mut self, message: T, grant: &mut Grant) -> Result<Pushed, Refused<T>> {
         let bytes = message.footprint();
         match Class::of(message.as_ref()) {
@@ -313,6 +313,7 @@ impl<T> Queue<T> {
         self.messages.is_empty() || self.bytes.saturating_add(bytes) <= self.bytes_max
     }
 
+    #[inline(always)] // as above
     fn push(&mut self, message: T, bytes: usize) {
         self.bytes += bytes;
         self.messages.push_back((bytes, message));

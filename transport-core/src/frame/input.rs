@@ -37,8 +37,10 @@ impl Element<'_> {
         Ok(raftpb::message_in(self.buffer, self.start, self.end)?)
     }
 
-    pub(super) fn entry(self) -> Result<Entry, FrameError> {
-        Ok(raftpb::entry_in(self.buffer, self.start, self.end)?)
+    /// Reads it into an empty entry.
+    #[inline]
+    pub(super) fn entry(self, into: &mut Entry) -> Result<(), FrameError> {
+        Ok(raftpb::entry_into(into, self.buffer, self.start, self.end)?)
     }
 }
 

@@ -100,6 +100,14 @@ impl Decoder {
         }
     }
 
+    /// [`next_sized`](Self::next_sized), with the message put where it belongs: to the end of `messages`.
+    pub fn next_into(&mut self, messages: &mut Vec<Message>) -> Result<Option<usize>, FrameError> {
+        Ok(self.next_sized()?.map(|(message, length)| {
+            messages.push(message);
+            length
+        }))
+    }
+
     /// Whether the body may end here; an error when it would end inside a frame.
     pub fn finish(&self) -> Result<(), FrameError> {
         match self.failed {

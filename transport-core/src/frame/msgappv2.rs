@@ -209,16 +209,44 @@ impl Decoder {
 
     /// [`next`](Self::next), with the length of the message as protobuf, whatever form it came in: what etcd counts
     /// as received.
-    #[inline]
     pub fn next_sized(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
-        match self.failed {
-            Some(error) => Err(error),
-            None => self.step().inspect_err(|error| {
-                self.failed = Some(*error);
-                self.input = Input::default();
-                self.entries = Vec::new();
-            }),
+        let mut message = Message::default();
+        let length = self.next_in(&mut message)?;
+        Ok(length.map(|length| (message, length)))
+    }
+
+    /// [`next_sized`](Self::next_sized), with the message put where it belongs: to the end of `messages`.
+    #[inline]
+    pub fn next_into(&mut self, messages: &mut Vec<Message>) -> Result<Option<usize>, FrameError> {
+        let next = self.next_in(messages.push_mut(const { Message::empty() }));
+        if !matches!(next, Ok(Some(_))) {
+            messages.pop();
         }
+        next
+    }
+
+    /// Reads the next message into an empty one, where it stays: it is not small.
+    #[inline]
+    fn next_in(&mut self, message: &mut Message) -> Result<Option<usize>, FrameError> {
+        if self.failed.is_none()
+            && let Some(length) = self.step(message)
+        {
+            return Ok(Some(length));
+        }
+        match self.failed {
+            None => Ok(None),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// A step, whose error stays. Not a `Result`: this fits registers.
+    fn step(&mut self, message: &mut Message) -> Option<usize> {
+        self.try_step(message).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            self.input = Input::default();
+            self.entries = Vec::new();
+            None
+        })
     }
 
     /// Whether the body may end here; an error when it would end inside a frame.
@@ -230,7 +258,8 @@ impl Decoder {
         }
     }
 
-    fn step(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
+    #[inline]
+    fn try_step(&mut self, message: &mut Message) -> Result<Option<usize>, FrameError> {
         loop {
             match self.expect {
                 Expect::Tag => {
@@ -240,9 +269,8 @@ impl Decoder {
                     self.budget = FRAME_BYTES_MAX;
                     self.expect = match tag {
                         LINK_HEARTBEAT => {
-                            let message = Message::link_heartbeat();
-                            let length = encoded_len(&message);
-                            return Ok(Some((message, length)));
+                            *message = Message::link_heartbeat();
+                            return Ok(Some(encoded_len(message)));
                         }
                         COMPACT => Expect::Count,
                         FULL => Expect::FullLength,
@@ -259,10 +287,10 @@ impl Decoder {
                     let Some(element) = self.input.take(length) else {
                         break;
                     };
-                    let message = element.message()?;
-                    self.position = Position::after(&message, &message.entries[..]);
+                    *message = element.message()?;
+                    self.position = Position::after(message, &message.entries[..]);
                     self.expect = Expect::Tag;
-                    return Ok(Some((message, length)));
+                    return Ok(Some(length));
                 }
                 Expect::Count => {
                     let Some(count) = self.input.take_u64() else {
@@ -285,7 +313,7 @@ impl Decoder {
                     let Some(element) = self.input.take(length) else {
                         break;
                     };
-                    self.entries.push(element.entry()?);
+                    element.entry(self.entries.push_mut(Entry::default()))?;
                     self.nested += nested_len(length);
                     self.missing -= 1;
                     self.expect_entry();
@@ -295,9 +323,8 @@ impl Decoder {
                         break;
                     };
                     self.expect = Expect::Tag;
-                    let message = self.restore(commit);
-                    let length = append_form_len(&message, self.nested);
-                    return Ok(Some((message, length)));
+                    self.restore(message, commit);
+                    return Ok(Some(append_form_len(message, self.nested)));
                 }
             }
         }
@@ -326,26 +353,28 @@ impl Decoder {
         if held == self.entries.capacity() {
             let at_hand = 1 + self.input.at_hand() / 8;
             let grown = at_hand.max(held / 4) as u64;
-            self.entries.reserve_exact(grown.min(self.missing) as usize);
+            let more = grown.min(self.missing) as usize;
+            if held == 0 {
+                self.entries = Vec::with_capacity(more);
+            } else {
+                self.entries.reserve_exact(more);
+            }
         }
     }
 
-    /// The append a compact frame stands for.
-    fn restore(&mut self, commit: u64) -> Message {
+    /// Fills in the append a compact frame stands for.
+    #[inline]
+    fn restore(&mut self, message: &mut Message, commit: u64) {
         let Position { term, index } = self.position;
-        let entries = std::mem::take(&mut self.entries);
-        self.position.index = index.wrapping_add(entries.len() as u64);
-        Message {
-            msg_type: MessageType::Append as i32,
-            to: self.local.0,
-            from: self.remote.0,
-            term,
-            log_term: term,
-            index,
-            entries,
-            commit,
-            ..Message::default()
-        }
+        message.msg_type = MessageType::Append as i32;
+        message.to = self.local.0;
+        message.from = self.remote.0;
+        message.term = term;
+        message.log_term = term;
+        message.index = index;
+        message.entries = std::mem::take(&mut self.entries);
+        message.commit = commit;
+        self.position.index = index.wrapping_add(message.entries.len() as u64);
     }
 }
 

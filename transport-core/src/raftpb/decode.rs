@@ -68,7 +68,9 @@ pub fn decode_message(bytes: Bytes) -> Result<Message, DecodeError> {
 
 /// Reads an [`Entry`]; its data is a slice of `bytes`.
 pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
-    entry_in(&bytes, 0, bytes.len())
+    let mut entry = Entry::default();
+    entry_into(&mut entry, &bytes, 0, bytes.len())?;
+    Ok(entry)
 }
 
 /// Reads a [`ConfChange`], the data of a configuration entry; its context is a slice of `bytes`.
@@ -132,7 +134,8 @@ pub(crate) fn message_in(buffer: &Bytes, start: usize, end: usize) -> Result<Mes
                 if message.entries.is_empty() {
                     message.entries = room_for_entries(reader.clone(), end - start)?;
                 }
-                message.entries.push(entry(reader.nested()?)?);
+                let nested = reader.nested()?;
+                merge_entry(message.entries.push_mut(Entry::default()), nested)?;
             }
             0x40 => message.commit = reader.varint()?,
             0x4a => merge_snapshot(message.snapshot.get_or_insert_default(), reader.nested()?)?,
@@ -150,14 +153,18 @@ pub(crate) fn message_in(buffer: &Bytes, start: usize, end: usize) -> Result<Mes
     Ok(message)
 }
 
-/// Reads the entry in `buffer[start..end]`.
-pub(crate) fn entry_in(buffer: &Bytes, start: usize, end: usize) -> Result<Entry, DecodeError> {
-    entry(Reader::new(buffer, start, end))
+/// Reads the entry in `buffer[start..end]` into an empty one, where it stays: it is not small.
+pub(crate) fn entry_into(
+    entry: &mut Entry,
+    buffer: &Bytes,
+    start: usize,
+    end: usize,
+) -> Result<(), DecodeError> {
+    merge_entry(entry, Reader::new(buffer, start, end))
 }
 
 #[inline]
-fn entry(mut reader: Reader<'_>) -> Result<Entry, DecodeError> {
-    let mut entry = Entry::default();
+fn merge_entry(entry: &mut Entry, mut reader: Reader<'_>) -> Result<(), DecodeError> {
     while let Some(key) = reader.key()? {
         match key {
             0x08 => entry.entry_type = reader.varint()? as i32,
@@ -167,7 +174,7 @@ fn entry(mut reader: Reader<'_>) -> Result<Entry, DecodeError> {
             _ => reader.skip(key, 4)?,
         }
     }
-    Ok(entry)
+    Ok(())
 }
 
 /// Makes room for exactly the entries of a message, the key of the first of which has been read.

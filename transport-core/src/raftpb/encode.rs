@@ -59,13 +59,12 @@ pub(crate) fn encode_carrying<E: Carried + ?Sized>(
     run.uint(0x20, message.term);
     run.uint(0x28, message.log_term);
     run.uint(0x30, message.index);
-    let mut run = entries.put_nested(run, to);
+    entries.put_nested(&mut run, to);
     run.uint(0x40, message.commit);
     if let Some(snapshot) = &message.snapshot {
         run.varint_field(0x4a, snapshot_len(snapshot) as u64);
         run.flush(to);
         write_snapshot(snapshot, to);
-        run = Run::new();
     }
     run.uint(0x50, u64::from(message.reject));
     run.uint(0x58, message.reject_hint);
@@ -83,8 +82,8 @@ pub(crate) trait Carried {
     /// Appends each behind its length as a big-endian 64-bit integer.
     fn put_prefixed(&self, to: &mut impl Target);
 
-    /// Appends each as a field of a message, behind what `run` has gathered; what is gathered then.
-    fn put_nested(&self, run: MessageRun, to: &mut impl Target) -> MessageRun;
+    /// Appends each as a field of a message, behind what `run` has gathered, which is empty then if there are any.
+    fn put_nested(&self, run: &mut MessageRun, to: &mut impl Target);
 }
 
 /// See [`Carried::lengths`]; all but the count in bytes.
@@ -140,18 +139,11 @@ impl Carried for [Entry] {
     }
 
     #[inline]
-    fn put_nested(&self, mut run: MessageRun, to: &mut impl Target) -> MessageRun {
-        let Some((first, others)) = self.split_first() else {
-            return run;
-        };
-        run.varint_field(0x3a, entry_len(first) as u64);
-        write_entry(run, first, to);
-        for entry in others {
-            let mut run = EntryRun::new();
+    fn put_nested(&self, run: &mut MessageRun, to: &mut impl Target) {
+        for entry in self {
             run.varint_field(0x3a, entry_len(entry) as u64);
             write_entry(run, entry, to);
         }
-        Run::new()
     }
 }
 
@@ -166,7 +158,7 @@ pub fn entry_len(entry: &Entry) -> usize {
 
 /// Appends an entry to `to`.
 pub fn encode_entry(entry: &Entry, to: &mut impl Target) {
-    write_entry(EntryRun::new(), entry, to);
+    write_entry(&mut EntryRun::new(), entry, to);
 }
 
 /// Appends an entry behind its length as a big-endian 64-bit integer. `length` is its [`entry_len`].
@@ -175,11 +167,12 @@ pub(crate) fn encode_prefixed_entry(entry: &Entry, length: usize, to: &mut impl 
     let mut run = EntryRun::new();
     run.bytes[..8].copy_from_slice(&(length as u64).to_be_bytes());
     run.length = 8;
-    write_entry(run, entry, to);
+    write_entry(&mut run, entry, to);
 }
 
 /// Length of an append as a whole message, whose entries take `entries` bytes with their keys and lengths:
 /// what etcd counts as sent for the compact frame too.
+#[inline]
 pub(crate) fn append_form_len(message: &Message, entries: usize) -> usize {
     uint_len(message.msg_type as u64)
         + uint_len(message.to)
@@ -208,7 +201,6 @@ impl ConfChange {
 }
 
 /// Scalars gathered on the stack until a payload or the end is reached. `N` is what they may need.
-#[derive(Clone, Copy)]
 pub(crate) struct Run<const N: usize> {
     bytes: [u8; N],
     length: usize,
@@ -261,7 +253,7 @@ impl<const N: usize> Run<N> {
 
     /// A payload field, left out when empty; everything gathered goes out with it.
     #[inline]
-    fn bytes(mut self, key: u8, payload: &Bytes, to: &mut impl Target) {
+    fn bytes(&mut self, key: u8, payload: &Bytes, to: &mut impl Target) {
         if payload.is_empty() {
             self.flush(to);
         } else {
@@ -273,14 +265,16 @@ impl<const N: usize> Run<N> {
         }
     }
 
+    /// Appends what is gathered.
     #[inline]
-    pub(crate) fn flush(&self, to: &mut impl Target) {
+    pub(crate) fn flush(&mut self, to: &mut impl Target) {
         to.put_slice(&self.bytes[..self.length]);
+        self.length = 0;
     }
 }
 
 #[inline]
-fn write_entry<const N: usize>(mut run: Run<N>, entry: &Entry, to: &mut impl Target) {
+fn write_entry<const N: usize>(run: &mut Run<N>, entry: &Entry, to: &mut impl Target) {
     run.uint(0x08, entry.entry_type as u64);
     run.uint(0x10, entry.term);
     run.uint(0x18, entry.index);
@@ -296,7 +290,6 @@ fn write_snapshot(snapshot: &Snapshot, to: &mut impl Target) {
             run.varint_field(0x0a, conf_state_len(state) as u64);
             run.flush(to);
             write_conf_state(state, to);
-            run = SnapshotRun::new();
         }
         run.uint(0x10, metadata.index);
         run.uint(0x18, metadata.term);

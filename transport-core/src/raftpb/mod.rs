@@ -18,6 +18,8 @@ mod shared;
 mod target;
 pub mod types;
 
+use bytes::Bytes;
+
 pub use decode::{
     CONF_STATE_IDS_MAX, DecodeError, decode_conf_change, decode_conf_state, decode_entry,
     decode_hard_state, decode_message, decode_snapshot,
@@ -30,12 +32,30 @@ pub use shared::{SharedEntries, encode_message_shared, shared_len};
 pub use target::{Output, REFERENCE_BYTES_MIN, Target};
 pub use types::*;
 
-pub(crate) use decode::{entry_in, message_in};
+pub(crate) use decode::{entry_into, message_in};
 pub(crate) use encode::{
     Carried, append_form_len, copied_len, encode_carrying, message_len, nested_len,
 };
 
 impl Message {
+    /// No field set, as [`Message::default`], which cannot make a constant.
+    pub(crate) const fn empty() -> Message {
+        Message {
+            msg_type: 0,
+            to: 0,
+            from: 0,
+            term: 0,
+            log_term: 0,
+            index: 0,
+            entries: Vec::new(),
+            commit: 0,
+            snapshot: None,
+            reject: false,
+            reject_hint: 0,
+            context: Bytes::new(),
+        }
+    }
+
     /// The keep-alive a stream writer sends of its own accord; it never reaches raft.
     ///
     /// etcd: rafthttp/message.go, `linkHeartbeatMessage`.

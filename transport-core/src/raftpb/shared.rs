@@ -79,7 +79,7 @@ impl Carried for SharedEntries {
         self.pieces().for_each(|piece| to.put_payload(piece));
     }
 
-    fn put_nested(&self, before: MessageRun, to: &mut impl Target) -> MessageRun {
+    fn put_nested(&self, before: &mut MessageRun, to: &mut impl Target) {
         before.flush(to);
         let mut pieces = self.pieces();
         while let Some(piece) = pieces.next() {
@@ -99,7 +99,6 @@ impl Carried for SharedEntries {
                 }
             }
         }
-        MessageRun::new()
     }
 }
 

@@ -113,7 +113,7 @@ impl StreamBody {
         let begun = time::Instant::now();
         let (mut sent, mut appends, mut entries) = (0, false, 0);
         let mut batch = std::mem::take(&mut self.batch);
-        for message in batch.drain(..) {
+        for message in &batch {
             match message.frame(&mut self.encoder, &mut self.output) {
                 Ok(bytes) => {
                     sent += bytes;
@@ -123,6 +123,7 @@ impl StreamBody {
                 Err(error) => self.not_encoded(message.as_ref(), error),
             }
         }
+        batch.clear();
         self.batch = batch;
         if entries > 0 {
             self.writer.env.metrics.entry_encodes.increment(entries);

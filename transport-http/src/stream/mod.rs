@@ -100,11 +100,15 @@ impl Decoder {
         }
     }
 
-    /// The next message and its size as etcd counts it.
-    pub(crate) fn next(&mut self) -> Result<Option<(Message, usize)>, FrameError> {
+    /// Puts the next message to the end of `messages`; its size as etcd counts it.
+    #[inline]
+    pub(crate) fn next_into(
+        &mut self,
+        messages: &mut Vec<Message>,
+    ) -> Result<Option<usize>, FrameError> {
         match self {
-            Decoder::MsgApp(decoder) => decoder.next_sized(),
-            Decoder::Message(decoder) => decoder.next_sized(),
+            Decoder::MsgApp(decoder) => decoder.next_into(messages),
+            Decoder::Message(decoder) => decoder.next_into(messages),
         }
     }
 

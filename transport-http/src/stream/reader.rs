@@ -212,21 +212,22 @@ impl StreamReader {
         let (mut received, mut heartbeats) = (0, 0);
         let paused = self.paused.load(Ordering::Relaxed);
         let outcome = loop {
-            let (message, bytes) = match decoder.next() {
+            let bytes = match decoder.next_into(batch) {
                 Ok(Some(next)) => next,
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             };
-            if message.is_link_heartbeat() {
+            if batch.last().is_some_and(Message::is_link_heartbeat) {
+                batch.pop();
                 heartbeats += bytes as u64;
                 continue;
             }
             received += bytes as u64;
             if paused {
+                batch.pop();
                 self.inbox.drop_paused();
                 continue;
             }
-            batch.push(message);
             if batch.len() == BATCH_MESSAGES {
                 self.inbox.push_all(batch, &self.activity);
             }
