@@ -37,7 +37,21 @@ pub fn in_ci() -> bool {
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(args);
+    // What `cargo run` tells xtask about xtask: build scripts that look at it would run again, and all that depends on
+    // them be built again, whenever it is cargo by itself that builds next.
+    for (name, _) in env::vars_os() {
+        if is_of_the_package(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether a variable describes the package that cargo runs.
+fn is_of_the_package(variable: &str) -> bool {
+    ["CARGO_MANIFEST_", "CARGO_PKG_"]
+        .iter()
+        .any(|start| variable.starts_with(start))
 }
 
 /// Runs `command` with its output shown; fails when it does.
