@@ -11,7 +11,7 @@ use rcgen::{
 };
 use transport_http::tls::TlsSettings;
 
-use crate::workspace::Outcome;
+use crate::{cluster::Member, workspace::Outcome};
 
 /// Signs the certificates of one cluster.
 pub struct Authority {
@@ -78,7 +78,7 @@ impl Certificates {
     }
 
     /// The same as flags of a server.
-    pub fn peer_flags(&self) -> Vec<String> {
+    fn peer_flags(&self) -> Vec<String> {
         let file = |flag: &str, path: &Path| format!("--peer-{flag}={}", path.display());
         vec![
             file("cert-file", &self.certificate),
@@ -86,6 +86,14 @@ impl Certificates {
             file("trusted-ca-file", &self.authority),
             "--peer-client-cert-auth".into(),
         ]
+    }
+}
+
+impl Member {
+    /// Before its first start: it speaks TLS with other members, with these files.
+    pub fn speak_tls(&mut self, files: &Certificates) {
+        self.peer_url = self.peer_url.replacen("http:", "https:", 1);
+        self.extra.extend(files.peer_flags());
     }
 }
 

@@ -62,9 +62,8 @@ fn scenario(cluster: &mut Cluster, runtime: &Runtime) -> Outcome {
     let authority = Authority::new(&folder(dir.path(), "ours")?)?;
     let mut files = Vec::new();
     for member in &mut cluster.members {
-        member.peer_url = member.peer_url.replacen("http:", "https:", 1);
         let own = authority.issue(&member.name)?;
-        member.extra.extend(own.peer_flags());
+        member.speak_tls(&own);
         files.push(own);
     }
     cluster.start_all()?;

@@ -73,7 +73,7 @@ pub fn transport(runtime: &Runtime) -> Outcome<Vec<String>> {
     match go_etcd::build_rafthttp() {
         Ok(program) => {
             for (acquaintance, secure) in EXCHANGES {
-                let over = if secure { "TLS" } else { "plain TCP" };
+                let over = over(secure);
                 in_a_folder(|dir| runtime.block_on(exchange(&program, acquaintance, secure, dir)))
                     .map_err(|error| format!("Go's rafthttp, {acquaintance:?}, {over}: {error}"))?;
                 println!(
@@ -86,12 +86,16 @@ pub fn transport(runtime: &Runtime) -> Outcome<Vec<String>> {
     for release in RELEASES {
         match GoEtcd::obtain(release) {
             Ok(go) => {
-                in_a_folder(|dir| scripted::member_of_two(&go, runtime, dir)).map_err(|error| {
-                    format!(
-                        "our transport as a member beside etcd {}: {error}",
-                        go.version
-                    )
-                })?
+                for secure in [false, true] {
+                    in_a_folder(|dir| scripted::member_of_two(&go, secure, runtime, dir)).map_err(
+                        |error| {
+                            let (version, over) = (&go.version, over(secure));
+                            format!(
+                                "our transport as a member beside etcd {version}, {over}: {error}"
+                            )
+                        },
+                    )?;
+                }
             }
             Err(why) => skipped.push(format!(
                 "our transport beside etcd {}: {why}",
@@ -100,6 +104,11 @@ pub fn transport(runtime: &Runtime) -> Outcome<Vec<String>> {
         }
     }
     Ok(skipped)
+}
+
+/// What a connection is.
+fn over(secure: bool) -> &'static str {
+    if secure { "TLS" } else { "plain TCP" }
 }
 
 /// Gives a scenario a folder, which stays when it fails.

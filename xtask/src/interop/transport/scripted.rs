@@ -16,7 +16,11 @@ use transport_core::{
     raftpb::{Message, MessageType},
 };
 
-use super::ours::{Ours, Settings};
+use super::{
+    super::certificates::Certificates,
+    ours::{Ours, Settings},
+    over,
+};
 use crate::{client::Client, cluster::Cluster, go_etcd::GoEtcd, http_get, workspace::Outcome};
 
 /// How long a leader may take, from the first message on.
@@ -31,34 +35,52 @@ const KEY: &[u8] = b"scripted";
 const VALUE: &[u8] = b"acknowledged by a script";
 
 /// Starts the server, is its other member, and ends it.
-pub fn member_of_two(go: &GoEtcd, runtime: &Runtime, dir: &Path) -> Outcome {
+pub fn member_of_two(go: &GoEtcd, secure: bool, runtime: &Runtime, dir: &Path) -> Outcome {
     let mut cluster = Cluster::new(&[go.etcd.as_path(); 2], &[])?;
+    let certificates = match secure {
+        true => Some(Certificates::new(dir)?),
+        false => None,
+    };
+    if let Some(files) = &certificates {
+        for member in &mut cluster.members {
+            member.speak_tls(files);
+        }
+    }
     cluster.start(0)?;
     let ended = runtime
-        .block_on(scenario(&cluster, go, dir))
+        .block_on(scenario(&cluster, go, certificates.as_ref(), dir))
         .map_err(|error| format!("{error}\n{}", cluster.members[0].log_tail()));
     cluster.members[0].kill()?;
     ended?;
     println!(
-        "etcd {} elected itself, committed and kept its streams with our transport as the other member",
-        go.version
+        "etcd {}, {}: elected itself, committed and kept its streams with our transport as the other member",
+        go.version,
+        over(secure),
     );
     Ok(())
 }
 
-async fn scenario(cluster: &Cluster, go: &GoEtcd, dir: &Path) -> Outcome {
+async fn scenario(
+    cluster: &Cluster,
+    go: &GoEtcd,
+    certificates: Option<&Certificates>,
+    dir: &Path,
+) -> Outcome {
     let ids: Vec<MemberId> = cluster
         .members
         .iter()
         .map(|member| MemberId::derive(&[&member.peer_url], cluster.token(), None))
         .collect();
+    let own_url = &cluster.members[1].peer_url;
     let mut ours = Ours::start(&Settings {
         id: ids[1],
         cluster: ClusterId::derive(&ids),
         version: &go.version,
-        listen: cluster.members[1].peer_url.trim_start_matches("http://"),
+        listen: own_url
+            .split_once("//")
+            .map_or(own_url, |(_, address)| address),
         dir,
-        tls: None,
+        tls: certificates.map(Certificates::settings),
     })
     .await?;
     let url = cluster.members[0].peer_url.clone();
