@@ -3,6 +3,7 @@
 //! 1. Crates depend only downwards: each crate has a list of what it must never pull in, directly or at all.
 //! 2. Nothing but the crates and a few well-known files lies at the top level of the repository.
 //! 3. The README's map of the data path names only files and functions that exist (see [`map`]).
+//! 4. The fuzz targets, a workspace of their own, are locked to what the crates depend on.
 //!
 //! Everything that is wrong is printed, not only the first thing. What is asked of cargo and git is asked in a few
 //! lines at the end; the rules themselves are pure functions over what they answered.
@@ -125,6 +126,7 @@ pub fn run(args: &[String]) -> Outcome {
         })),
         Err(error) => problems.push(format!("README.md cannot be read: {error}")),
     }
+    problems.extend(fuzz_lock_problem());
 
     println!(
         "layers: {} crates in node-bin's tree",
@@ -273,6 +275,19 @@ fn dependency_tree(package: &str) -> Outcome<String> {
             "none",
         ],
     )
+}
+
+/// Whether the lock file of the fuzz targets lacks something: no other build would bring it up to date.
+fn fuzz_lock_problem() -> Option<String> {
+    let manifest = "xtask/fuzz/Cargo.toml";
+    let update = [
+        "update",
+        "--workspace",
+        "--locked",
+        "--manifest-path",
+        manifest,
+    ];
+    ask("cargo", &update).err()
 }
 
 /// Runs a program in the workspace's root and returns what it printed.
