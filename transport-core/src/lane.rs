@@ -313,7 +313,7 @@ impl<T> Queue<T> {
         self.messages.is_empty() || self.bytes.saturating_add(bytes) <= self.bytes_max
     }
 
-    #[inline(always)] // as above
+    #[inline(always)] // as for `Lane::place`
     fn push(&mut self, message: T, bytes: usize) {
         self.bytes += bytes;
         self.messages.push_back((bytes, message));

@@ -292,17 +292,11 @@ fn fuzz_lock_problem() -> Option<String> {
 
 /// Runs a program in the workspace's root and returns what it printed.
 fn ask(program: &str, args: &[&str]) -> Outcome<String> {
-    let shown = format!("{program} {}", args.join(" "));
-    let output = Command::new(program)
-        .args(args)
-        .current_dir(workspace::root())
-        .output()
-        .map_err(|error| format!("cannot run `{shown}`: {error}"))?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("`{shown}` failed: {}", stderr.trim()));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    workspace::output_of(
+        Command::new(program)
+            .args(args)
+            .current_dir(workspace::root()),
+    )
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use kvstore::{
     backend::{Backend, memory::MemoryBackend},
     pb::{
         etcdserverpb::{
-            CompactionRequest, DeleteRangeRequest, InternalRaftRequest, LeaseGrantRequest,
-            PutRequest, RangeRequest, RangeResponse, RequestHeader, RequestOp, TxnRequest,
-            TxnResponse, request_op::Request,
+            AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, InternalRaftRequest,
+            LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, RequestHeader, RequestOp,
+            TxnRequest, TxnResponse, alarm_request::AlarmAction, request_op::Request,
         },
         mvccpb::KeyValue,
     },
@@ -197,4 +197,16 @@ pub fn five() -> Log {
         log.put(key, value);
     }
     log
+}
+
+/// What a member asks about an alarm of `member_id`.
+pub fn alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> InternalRaftRequest {
+    InternalRaftRequest {
+        alarm: Some(AlarmRequest {
+            action: action as i32,
+            member_id,
+            alarm: alarm as i32,
+        }),
+        ..Default::default()
+    }
 }

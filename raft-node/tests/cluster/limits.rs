@@ -8,7 +8,8 @@ use transport_core::MemberId;
 
 use crate::{
     Nowhere,
-    harness::{CLUSTER, Machine, MachineDisk, metadata, options},
+    harness::{CLUSTER, metadata, options},
+    machine::{Machine, MachineDisk},
 };
 
 /// A member of three that never hears of the others: whatever it is asked waits for a leader.

@@ -2,6 +2,7 @@
 
 mod harness;
 mod limits;
+mod machine;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -408,7 +409,7 @@ fn start_alone(dir: &std::path::Path, id: u64) -> Result<raft_node::Node<u64>, S
     assert!(storage.is_empty() && storage.metadata() == metadata(5));
     let recorder = Arc::new(metrics::NoopRecorder);
     let config = raft_node::NodeConfig::new(MemberId(id), harness::CLUSTER, recorder);
-    let machine = harness::Machine::open(harness::MachineDisk::default(), Arc::default());
+    let machine = machine::Machine::open(machine::MachineDisk::default(), Arc::default());
     raft_node::Node::start(config, storage, machine, Arc::new(Nowhere))
 }
 
@@ -442,9 +443,9 @@ fn a_node_needs_a_runtime_and_ends_with_it() {
 
 struct Nowhere;
 
-impl raft_node::Transport<harness::State> for Nowhere {
+impl raft_node::Transport<machine::State> for Nowhere {
     fn send(&self, _messages: Vec<Message>) {}
-    fn send_snapshot(&self, _message: Message, _image: harness::State) {}
+    fn send_snapshot(&self, _message: Message, _image: machine::State) {}
     fn is_removed(&self, _id: MemberId) -> bool {
         false
     }

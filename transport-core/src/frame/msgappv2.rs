@@ -355,6 +355,7 @@ impl Decoder {
             let grown = at_hand.max(held / 4) as u64;
             let more = grown.min(self.missing) as usize;
             if held == 0 {
+                // Most frames have one entry; growing is the slower way to make a list.
                 self.entries = Vec::with_capacity(more);
             } else {
                 self.entries.reserve_exact(more);

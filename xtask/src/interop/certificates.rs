@@ -77,23 +77,16 @@ impl Certificates {
         }
     }
 
-    /// The same as flags of a server.
-    fn peer_flags(&self) -> Vec<String> {
+    /// Makes a server speak TLS with other members, with these files. Before its first start.
+    pub fn give_to(&self, member: &mut Member) {
         let file = |flag: &str, path: &Path| format!("--peer-{flag}={}", path.display());
-        vec![
+        member.peer_url = member.peer_url.replacen("http:", "https:", 1);
+        member.extra.extend([
             file("cert-file", &self.certificate),
             file("key-file", &self.key),
             file("trusted-ca-file", &self.authority),
             "--peer-client-cert-auth".into(),
-        ]
-    }
-}
-
-impl Member {
-    /// Before its first start: it speaks TLS with other members, with these files.
-    pub fn speak_tls(&mut self, files: &Certificates) {
-        self.peer_url = self.peer_url.replacen("http:", "https:", 1);
-        self.extra.extend(files.peer_flags());
+        ]);
     }
 }
 

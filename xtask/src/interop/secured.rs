@@ -63,7 +63,7 @@ fn scenario(cluster: &mut Cluster, runtime: &Runtime) -> Outcome {
     let mut files = Vec::new();
     for member in &mut cluster.members {
         let own = authority.issue(&member.name)?;
-        member.speak_tls(&own);
+        own.give_to(member);
         files.push(own);
     }
     cluster.start_all()?;

@@ -43,7 +43,7 @@ pub fn member_of_two(go: &GoEtcd, secure: bool, runtime: &Runtime, dir: &Path) -
     };
     if let Some(files) = &certificates {
         for member in &mut cluster.members {
-            member.speak_tls(files);
+            files.give_to(member);
         }
     }
     cluster.start(0)?;
