@@ -298,6 +298,11 @@ impl<T> Mailbox<T> {
         true
     }
 
+    /// Adds what is there by now to `items`.
+    pub fn take_more(&self, items: &mut Vec<T>) {
+        items.append(&mut self.state.lock().queue);
+    }
+
     /// No more items come; the consumer ends after those in the queue.
     pub fn close(&self) {
         self.state.lock().closed = true;

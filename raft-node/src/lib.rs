@@ -170,6 +170,7 @@ mod logger;
 mod metrics;
 mod node;
 mod outbound;
+mod patience;
 mod persist;
 mod proposals;
 mod read_index;

@@ -23,6 +23,16 @@ pub(crate) enum WalTask {
     Snapshot(Box<Snapshot>),
 }
 
+impl WalTask {
+    /// Entries it brings.
+    pub fn entries(&self) -> u64 {
+        match self {
+            WalTask::Ready(job) => job.entries.len() as u64,
+            WalTask::Snapshot(_) => 0,
+        }
+    }
+}
+
 /// What one Ready wants on disk.
 #[derive(Default)]
 pub(crate) struct Job {

@@ -26,11 +26,15 @@ use crate::{
     apply::{Applied, Applier, ApplyTask},
     driver::{Driver, Event},
     inbox::Mailbox,
+    patience::Patience,
     persist::{WalTask, persist},
     shared::Shared,
     storage::LogStore,
     turns::{Neighbours, RaftTask},
 };
+
+/// Entries to be written from which on the wal thread lets other threads go first, which may bring more.
+const UNWRITTEN_MIN: u64 = 8;
 
 /// What runs for a node, to be joined when it stops.
 pub(crate) struct Running {
@@ -135,7 +139,11 @@ fn wal_thread<R, T>(
     mut store: Box<dyn LogStore>,
 ) -> Result<(), String> {
     let mut tasks = Vec::new();
+    let mut patience = Patience::new(UNWRITTEN_MIN);
     while mailbox.take(&mut tasks) {
+        if patience.let_others_go(tasks.iter().map(WalTask::entries).sum()) {
+            mailbox.take_more(&mut tasks);
+        }
         let durable = persist(&mut *store, &mut tasks).map_err(|error| error.to_string())?;
         if !durable.messages.is_empty() {
             send(transport, durable.messages);

@@ -26,9 +26,14 @@ use crate::{
     apply::ApplyTask,
     driver::{Driver, Effects, Event},
     inbox::{Arrived, Batch, Mailbox, ReadWaiter},
+    patience::Patience,
     persist::WalTask,
     threads::{Ending, text},
 };
+
+/// Entries in the log and not applied from which on a turn lets other threads go first. Fewer clients that wait for
+/// each other's puts fill a turn by themselves.
+const UNDER_WAY_MIN: u64 = 32;
 
 /// Applies tasks here and now, if it can, and returns what the driver is to be told; otherwise leaves them.
 pub(crate) type ApplyAtOnce = Box<dyn FnMut(&mut Vec<ApplyTask>) -> Option<Event> + Send>;
@@ -55,6 +60,7 @@ pub(crate) struct RaftTask<R, T> {
     epoch: Instant,
     tick: Duration,
     next_tick: Instant,
+    patience: Patience,
 }
 
 impl<R, T> RaftTask<R, T> {
@@ -70,6 +76,7 @@ impl<R, T> RaftTask<R, T> {
             epoch: now,
             tick,
             next_tick: now + tick,
+            patience: Patience::new(UNDER_WAY_MIN),
         };
         task.publish();
         task
@@ -91,6 +98,10 @@ impl<R, T> RaftTask<R, T> {
             }
             // Whatever else is ready to bring something goes first: one turn is enough for all of it.
             yield_now().await;
+            if self.let_threads_go_first() {
+                // What they brought is at the sockets.
+                yield_now().await;
+            }
             match catch_unwind(AssertUnwindSafe(|| self.step())) {
                 Ok((awaits, wakes_at)) => {
                     awaits_disk = awaits;
@@ -107,6 +118,14 @@ impl<R, T> RaftTask<R, T> {
         }
         let mut last = self.driver.stop(self.epoch.elapsed());
         self.to.wal.push_all(&mut last.wal);
+    }
+
+    /// Lets other threads have this core, if that is worth it; whether it was done.
+    fn let_threads_go_first(&mut self) -> bool {
+        let numbers = &self.ending.0.numbers;
+        let last = numbers.last_index.load(Ordering::Relaxed);
+        let applied = numbers.applied.load(Ordering::Relaxed);
+        self.patience.let_others_go(last.saturating_sub(applied))
     }
 
     /// A turn, and a tick if one is due. Returns whether news of the disk are worth waking up for, and when to
