@@ -6,7 +6,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,13 +35,28 @@ pub struct Ports {
 impl Ports {
     /// Ports that were free a moment ago.
     pub fn free() -> Ports {
-        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [peer, client, metrics] =
-            listeners.map(|listener| listener.local_addr().unwrap().port());
         Ports {
-            peer,
-            client,
-            metrics,
+            peer: free_port(),
+            client: free_port(),
+            metrics: free_port(),
+        }
+    }
+}
+
+/// A free port below those that the system gives out by itself, which it could give to another process before ours
+/// listens; one that this process has not had before, and other processes begin elsewhere.
+fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 22_000;
+    const APART: u32 = 211;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(APART) % PORTS;
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(next < PORTS, "no port is free");
+        let port = (FIRST + (begin + next) % PORTS) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }
@@ -74,9 +92,11 @@ pub fn command(name: &str, data: &Path, ports: Ports) -> Command {
 /// Runs a process that refuses to start, and returns its reason.
 pub fn refusal(command: Command) -> String {
     let (log, code) = Member::spawn(command, Ports::free()).end();
-    let last = log.last().unwrap();
-    assert_eq!((code, &last["level"]), (Some(1), &"fatal".into()), "{last}");
-    let reason = last["error"].as_str().or(last["reason"].as_str());
+    // Connections that end with the process may have a line after it.
+    let fatal = log.iter().rfind(|line| line["level"] == "fatal");
+    let fatal = fatal.unwrap_or_else(|| panic!("no reason given: {log:#?}"));
+    assert_eq!(code, Some(1), "{fatal}");
+    let reason = fatal["error"].as_str().or(fatal["reason"].as_str());
     reason.unwrap().into()
 }
 
@@ -113,11 +133,13 @@ impl Member {
         member
     }
 
-    /// Reads the log up to the line with this message.
+    /// Reads the log up to the line with this message, which must come before the deadline.
     pub fn until(&mut self, message: &str) -> Vec<Value> {
         let mut lines: Vec<Value> = Vec::new();
+        let begun = Instant::now();
         while lines.last().is_none_or(|line| line["msg"] != message) {
-            match self.log.recv_timeout(DEADLINE) {
+            let left = DEADLINE.saturating_sub(begun.elapsed());
+            match self.log.recv_timeout(left) {
                 Ok(line) => lines.push(line),
                 Err(error) => panic!("no {message:?} in the log, {error}: {lines:#?}"),
             }
