@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -15,6 +15,11 @@ use kvstore::pb::etcdserverpb::{PutRequest, PutResponse, RangeRequest, RangeResp
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+#[path = "process/ports.rs"]
+mod ports;
+
+use ports::free_port;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -29,9 +34,7 @@ struct Process {
 }
 
 fn free_ports() -> [Ports; 3] {
-    let listeners = [(); 6].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let port = |n: usize| listeners[n].local_addr().unwrap().port();
-    [0, 1, 2].map(|n| (port(2 * n), port(2 * n + 1)))
+    [(); 3].map(|()| (free_port(), free_port()))
 }
 
 fn start(number: usize, all: &[Ports], data: &Path, flags: &[&str]) -> Process {

@@ -5,4 +5,5 @@ mod cluster;
 mod disk;
 mod life;
 mod member;
+mod ports;
 mod tls;

@@ -3,13 +3,10 @@
 use std::{
     ffi::OsString,
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{
-        atomic::{AtomicU32, Ordering},
-        mpsc::{self, RecvTimeoutError},
-    },
+    sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -17,6 +14,8 @@ use kvstore::pb::etcdserverpb::{PutRequest, PutResponse};
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use crate::ports::free_port;
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
@@ -39,24 +38,6 @@ impl Ports {
             peer: free_port(),
             client: free_port(),
             metrics: free_port(),
-        }
-    }
-}
-
-/// A free port below those that the system gives out by itself, which it could give to another process before ours
-/// listens; one that this process has not had before, and other processes begin elsewhere.
-fn free_port() -> u16 {
-    const FIRST: u32 = 10_000;
-    const PORTS: u32 = 22_000;
-    const APART: u32 = 211;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(APART) % PORTS;
-    loop {
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(next < PORTS, "no port is free");
-        let port = (FIRST + (begin + next) % PORTS) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
         }
     }
 }
