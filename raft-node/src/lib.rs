@@ -18,8 +18,9 @@
 //! `node` → `inbox` → the raft task's `driver` (raft-rs; all proposals of a turn are one message) →
 //! transport and, at the same time, the wal thread's `persist` (one sync for all that queued up) → commit →
 //! the apply thread's `apply`, or the raft task's own hand if that is quicker than waking the thread → the waiter
-//! in `proposals`. Engines are plain values without threads, clocks
-//! or I/O; `turns` and `threads` drive them, and the tests drive the same values in virtual time.
+//! in `proposals`. With many entries under way the raft task and the wal thread first let other threads bring more
+//! (`patience`). Engines are plain values without threads, clocks or I/O; `turns` and `threads` drive them, and the
+//! tests drive the same values in virtual time.
 //!
 //! # Architecture invariants
 //!
